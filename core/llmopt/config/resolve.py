@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, evolve, field, fields, frozen
 
@@ -35,9 +35,11 @@ from llmopt.config.schema import (
 from llmopt.config.urls import Url, parse_base_url
 from llmopt.errors import ConfigError
 from llmopt.values.calls import Settings
-from llmopt.values.catalog import Model
 from llmopt.values.profile import MAX_EVENT_BYTES, Option, Profile, StreamEnd, Timeouts
 from llmopt.values.secret import Secret, repr_names
+
+if TYPE_CHECKING:
+    from llmopt.values.catalog import Model
 
 ProfileSource = Profile | Callable[[ProviderEntry], Profile]
 """A profile, or a function that returns the profile for an entry."""

@@ -5,11 +5,12 @@ Pure: no I/O, no clock, no state. It names environment variables but reads none.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, frozen, validators
 
-from llmopt.values.catalog import Model
+if TYPE_CHECKING:
+    from llmopt.values.catalog import Model
 
 StreamEnd = Literal["done", "finish", "any"]
 """What completes a stream, see `Profile`."""
