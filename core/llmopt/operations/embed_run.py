@@ -455,8 +455,7 @@ class EmbedRun(CallScope):
 
     def _fill(self, items: int) -> float:
         """The share of a full batch that these texts are, from 0 for one text to 1."""
-        full = max(1, (self.limit().max_items or items) - 1)
-        return min(1.0, (items - 1) / full)
+        return min(1.0, (items - 1) / max(1, (self.limit().max_items or items) - 1))
 
     def _max_body(self, items: int) -> int:
         dimensions = self.dimensions or _ASSUMED_DIMENSIONS
