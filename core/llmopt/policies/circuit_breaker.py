@@ -95,6 +95,7 @@ class CircuitBreaker:
 
     Attributes:
         cause: the failure that opened it last, None before the first time.
+        state: an open circuit stays "open" after its break until the first request is let through.
     """
 
     name: str = ""
@@ -107,7 +108,7 @@ class CircuitBreaker:
     _endpoint: str = field(default="", kw_only=True)
     _model: str = field(default="", kw_only=True)
     cause: errors.LLMOptError | None = field(default=None, init=False)
-    _state: State = field(default="closed", init=False)
+    state: State = field(default="closed", init=False)
     _window: FailureWindow = field(init=False)
     # A result counts only in the generation in which its permit was granted; of another one it is late.
     _generation: int = field(default=0, init=False)
@@ -124,12 +125,7 @@ class CircuitBreaker:
         self._window = FailureWindow(self._options.window_s, self._options.buckets)
 
     def __repr__(self) -> str:
-        return f"CircuitBreaker({self.name!r}, {self._state}, {self._window.failures}/{self._window.calls} failed)"
-
-    @property
-    def state(self) -> State:
-        """An open circuit stays "open" after its break until the first request is let through."""
-        return self._state
+        return f"CircuitBreaker({self.name!r}, {self.state}, {self._window.failures}/{self._window.calls} failed)"
 
     def retry_in(self, *, notified: bool = False) -> float | None:
         """Seconds until a request may be let through, None if one would be now. Changes nothing.
@@ -137,9 +133,9 @@ class CircuitBreaker:
         Args:
             notified: the caller hears of `on_probe_end`, so it can wait for as long as a probe may take.
         """
-        if self._state == "closed":
+        if self.state == "closed":
             return None
-        if self._state == "open":
+        if self.state == "open":
             left = self._open_until - self._now()
             return left if left > 0 else None
         left = self._probe_until - self._now()
@@ -149,7 +145,7 @@ class CircuitBreaker:
 
     def suspect(self, error: errors.LLMOptError) -> None:
         """Another process has found the server broken: one request at a time, until the probes succeed."""
-        if self._state == "closed":
+        if self.state == "closed":
             self._open_until, self.cause = self._now(), error
             self._change("open")
 
@@ -160,11 +156,11 @@ class CircuitBreaker:
             timeout_s: the attempt's timeout. A probe that reports nothing for this time and a little more is
                 given up, and the next one may go.
         """
-        if self._state == "closed":
+        if self.state == "closed":
             return self._generation
         if self.retry_in() is not None:
             return None
-        if self._state == "open":
+        if self.state == "open":
             self._streak = 0
             self._change("half_open")
         # A new generation for each probe: one that was given up must not report for the next.
@@ -184,7 +180,7 @@ class CircuitBreaker:
             return
         if result == "failure" and self._is_misfit(error):
             result = "neutral"
-        if self._state == "half_open":
+        if self.state == "half_open":
             self._probe_ended(result, error)
         elif result != "neutral":
             self._count(result, error)
@@ -228,7 +224,7 @@ class CircuitBreaker:
 
     def _open(self, now: float, error: errors.LLMOptError | None) -> None:
         options = self._options
-        if self._state == "closed" and now - self._closed_at >= options.reset_after_s:
+        if self.state == "closed" and now - self._closed_at >= options.reset_after_s:
             self._breaks = 0
         growth = options.break_growth ** min(self._breaks, _MAX_GROWTH_STEPS)
         duration = min(options.max_break_duration_s, options.break_duration_s * growth)
@@ -246,7 +242,7 @@ class CircuitBreaker:
         self._change("closed")
 
     def _change(self, new: State, break_duration_s: float = 0.0) -> None:
-        old, self._state = self._state, new
+        old, self.state = self.state, new
         self._generation += 1
         if self._on_transition is None:
             return
