@@ -380,9 +380,6 @@ def backoffs(kind: type[e.LLMOptError], share: float, rounds: int = 8, **policy:
         (e.ServerError, {}, 1.0, [1.5, 2.5, 4.5, 8.5, 16.5, 16.5, 16.5, 16.5]),
         (e.ServerError, {"retry_delay": 0.2}, 0.0, [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 16]),
         (e.ServerError, {"retry_delay": 0.2}, 1.0, [0.3, 0.5, 0.9, 1.7, 3.3, 6.5, 12.9, 16.1]),
-        (e.ServerError, {"jitter": "full"}, 1.0, [1, 2, 4, 8, 16, 16, 16, 16]),
-        (e.ServerError, {"jitter": "full"}, 0.5, [0.5, 1, 2, 4, 8, 8, 8, 8]),
-        (e.ServerError, {"jitter": "full"}, 0.0, [0] * 8),
         (e.ServerError, {"max_delay": 3}, 0.0, [1, 2, 3, 3, 3, 3, 3, 3]),
         # Throttling starts at a second even for a provider on the same machine.
         (e.RateLimited, {"retry_delay": 0.2}, 0.0, [1, 2, 4, 8, 16, 16, 16, 16]),
@@ -499,45 +496,6 @@ def test_an_immediate_retry_needs_time_before_the_deadline() -> None:
     assert decide(failure, left=0.9, min_attempt=0.5).reason == "stale"
 
 
-# --- jobs ---------------------------------------------------------------------------------------------------
-
-
-def test_waits_of_a_job_are_flow_control() -> None:
-    """Twenty rounds of 429 and 503 use no attempts; then they count."""
-    history = RetryHistory()
-    for n in range(20):
-        kind = e.RateLimited if n % 2 else e.Overloaded
-        decision = decide(error(kind), history, max_retries=1, uncounted_flow_control=20)
-        assert not decision.counted
-        history.add(decision)
-
-    counted = decide(error(e.RateLimited), history, max_retries=1, uncounted_flow_control=20)
-    assert counted.counted
-    history.add(counted)
-    assert decide(error(e.Overloaded), history, max_retries=1, uncounted_flow_control=20) == GiveUp(
-        reason="attempts"
-    )
-
-
-@pytest.mark.parametrize("kind", [e.RateLimited, e.Overloaded])
-def test_flow_control_ends_after_twenty_rounds_of_one_kind(kind: type[e.LLMOptError]) -> None:
-    history = RetryHistory()
-    counted = []
-    for _ in range(22):
-        decision = decide(error(kind), history, max_retries=9, uncounted_flow_control=20)
-        history.add(decision)
-        counted.append(decision.counted)
-
-    assert counted == [False] * 20 + [True] * 2
-
-
-def test_other_failures_of_a_job_count() -> None:
-    """Flow control is for servers that ask for it."""
-    decision = decide(error(e.ServerError), max_retries=1, uncounted_flow_control=20)
-
-    assert decision.counted
-
-
 # --- the history --------------------------------------------------------------------------------------------
 
 
@@ -562,20 +520,16 @@ KINDS = [e.ServerError, e.RateLimited, e.Overloaded, e.ConnectionLost, e.Attempt
     kinds=st.lists(st.sampled_from(KINDS), max_size=30),
     retry_afters=st.lists(st.one_of(st.none(), st.floats()), min_size=30, max_size=30),
     left=st.one_of(st.none(), st.floats(0, 1e4)),
-    jitter=st.sampled_from(["half", "full"]),
     retry_delay=st.floats(0.001, 30),
     chat=st.booleans(),
-    job=st.booleans(),
 )
 def test_every_decision_is_safe(
-    seed: int, kinds: Any, retry_afters: Any, left: Any, jitter: Any, retry_delay: Any, chat: Any, job: Any
+    seed: int, kinds: Any, retry_afters: Any, left: Any, retry_delay: Any, chat: Any
 ) -> None:
     """Waits are finite, limited, at least Retry-After and within the deadline; a call ends; repeats are few."""
     policy = RetryPolicy(
         max_retries=4,
         retry_delay=retry_delay,
-        jitter=jitter,
-        uncounted_flow_control=20 if job else 0,
         rng=random.Random(seed),
     )
     deadline = Deadline.after(left, SimulatedClock(start=0.0).now)
@@ -603,8 +557,8 @@ def test_the_defaults() -> None:
     policy = RetryPolicy()
 
     assert repr(policy) == (
-        "RetryPolicy(max_retries=2, retry_delay=1.0, max_delay=16.0, jitter='half', max_retry_after=120.0, "
-        "throttle_delay=1.0, min_attempt=1.0, uncounted_flow_control=0, max_ambiguous=1)"
+        "RetryPolicy(max_retries=2, retry_delay=1.0, max_delay=16.0, max_retry_after=120.0, "
+        "throttle_delay=1.0, min_attempt=1.0, max_ambiguous=1)"
     )
     assert policy == RetryPolicy(rng=random.Random(1))
 

@@ -154,7 +154,6 @@ OTHER_ENDPOINT_MAY_SERVE: Final = (
     errors.PermissionDenied,
 )
 """Final errors of one key, or of one endpoint's models: another endpoint has its own."""
-_FLOW_CONTROL: Final[tuple[RetryReason, ...]] = ("rate_limited", "overloaded")
 
 
 @frozen(kw_only=True)
@@ -163,13 +162,11 @@ class RetryPolicy:
 
     Attributes:
         max_retries: n retries are n + 1 requests.
-        retry_delay: first backoff in seconds; it doubles with each further one.
+        retry_delay: first backoff in seconds; it doubles with each further one, and half of it is jitter.
         max_delay: the longest backoff in seconds.
-        jitter: "half" adds U(0, retry_delay / 2) to the backoff; "full" takes U(0, backoff).
         max_retry_after: the longest wait that a server may ask for; the call fails at once when it asks for more.
         throttle_delay: the shortest first backoff after a 429 without a hint (the AWS SDKs' base for throttling).
         min_attempt: seconds that must be left before the deadline for an attempt to be worth making.
-        uncounted_flow_control: how many retries after 429 and 503 do not count towards ``max_retries``.
         max_ambiguous: retries of a request that may have been carried out, where repeating does harm.
         rng: source of the jitter.
     """
@@ -177,11 +174,9 @@ class RetryPolicy:
     max_retries: int = 2
     retry_delay: float = 1.0
     max_delay: float = 16.0
-    jitter: Literal["half", "full"] = "half"
     max_retry_after: float = 120.0
     throttle_delay: float = 1.0
     min_attempt: float = 1.0
-    uncounted_flow_control: int = 0
     max_ambiguous: int = 1
     rng: random.Random = field(factory=new_rng, repr=False, eq=False)
 
@@ -199,7 +194,6 @@ class RetryPolicy:
         if error.local:
             # A retry is paid for to spare a server in trouble, and this one has none.
             decision = evolve(decision, cost=NO_COST)
-        decision = self._count(decision, history)
         if decision.counted and history.counted >= self.max_retries:
             return GiveUp(reason="attempts")
         if decision.ambiguous and history.ambiguous >= self.max_ambiguous:
@@ -212,12 +206,6 @@ class RetryPolicy:
                 decision = evolve(decision, delay=delay, computed=False)
             return self._with_delay(decision, None, history, deadline)
         return self._with_delay(decision, _hint(error), history, deadline)
-
-    def _count(self, decision: RetryDecision, history: RetryHistory) -> RetryDecision:
-        if decision.reason not in _FLOW_CONTROL:
-            return decision
-        rounds = sum(history.by_reason.get(reason, 0) for reason in _FLOW_CONTROL)
-        return evolve(decision, counted=False) if rounds < self.uncounted_flow_control else decision
 
     def _with_delay(
         self, decision: RetryDecision, hint: float | None, history: RetryHistory, deadline: Deadline
@@ -240,8 +228,6 @@ class RetryPolicy:
         first = max(self.retry_delay, self.throttle_delay if decision.reason == "rate_limited" else 0.0)
         # Bounded, because 2.0 ** 1024 overflows, and long jobs retry that often; `max_delay` is reached before.
         backoff = min(self.max_delay, first * 2.0 ** min(earlier, 64))
-        if self.jitter == "full":
-            return self.rng.uniform(0.0, backoff)
         return backoff + self.rng.uniform(0.0, first / 2)
 
 
