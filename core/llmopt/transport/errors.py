@@ -30,7 +30,8 @@ from llmopt.errors import (
     PoolTimeout,
 )
 from llmopt.transport.request import RequestState
-from llmopt.values.resources import out_of_resources
+from llmopt.values.redaction import printable
+from llmopt.values.resources import out_of_resources, system_numbers
 
 _PHASE_TEXT: Final = {
     "pool": "waiting for a free connection",
@@ -40,7 +41,6 @@ _PHASE_TEXT: Final = {
     "read": "reading the response",
     "done": "reading the response",
 }
-_ERRNO: Final = re.compile(r"\[Errno (\d+)\]")
 # The alerts of TLS about the certificate of the client, by their names in OpenSSL.
 _CLIENT_CERTIFICATE_ALERT: Final = re.compile(r"ALERT_(.*CERTIFICATE.*|UNKNOWN_CA)")
 _PROXY_AUTHENTICATION: Final = 407
@@ -175,12 +175,13 @@ def response_malformed(state: RequestState) -> InvalidResponse:
 
 def _connect_error(error: OSError | None, state: RequestState) -> ConnectFailed:
     if error is None:
-        return ConnectFailed(
-            f"{_could_not_connect(state)}: no valid response to the connection attempt.",
-            cause=_cause(state, "other"),
-        )
+        return _not_connected(state, "no valid response to the connection attempt.")
     if isinstance(error, socket.gaierror):
-        return _name_not_resolved(error, state)
+        # Only EAI_NONAME is permanent; EAI_AGAIN and others mean that the name server did not answer.
+        if error.errno == socket.EAI_NONAME:
+            text = "the host name does not exist; check its spelling."
+            return _not_connected(state, text, "dns", permanent=True)
+        return _not_connected(state, "the host name could not be resolved now.", "dns")
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_rejected(error, state)
     if isinstance(error, ssl.SSLError):
@@ -192,30 +193,15 @@ def _connect_error(error: OSError | None, state: RequestState) -> ConnectFailed:
 
 def _from_errno(number: int | None, state: RequestState) -> ConnectFailed:
     if number == errno.ECONNREFUSED:
-        reason, cause = "connection refused; is the server running?", _cause(state, "refused")
-    elif number == errno.ETIMEDOUT:
-        reason, cause = "no response; is it reachable from here?", "timeout"
+        return _not_connected(state, "connection refused; is the server running?", "refused")
+    if number == errno.ETIMEDOUT:
+        text = f"{_could_not_connect(state)}: no response; is it reachable from here?"
+        return ConnectFailed(text, cause="timeout")
     # A server that speaks plain HTTP on this port often resets the connection when it reads a TLS hello.
-    elif _encrypted(state) and number in (None, errno.ECONNRESET, errno.EPIPE):
+    if _encrypted(state) and number in (None, errno.ECONNRESET, errno.EPIPE):
         return _tls_failed("the connection was closed in the handshake", state)
-    else:
-        text = "the system gave no reason" if number is None else os.strerror(number).lower()
-        reason, cause = f"{text}.", _cause(state, "other")
-    return ConnectFailed(f"{_could_not_connect(state)}: {reason}", cause=cause)
-
-
-def _name_not_resolved(error: socket.gaierror, state: RequestState) -> ConnectFailed:
-    cause = _cause(state, "dns")
-    # Only EAI_NONAME is permanent; EAI_AGAIN and others mean that the name server did not answer.
-    if error.errno == socket.EAI_NONAME:
-        return ConnectFailed(
-            f"{_could_not_connect(state)}: the host name does not exist; check its spelling.",
-            cause=cause,
-            permanent=True,
-        )
-    return ConnectFailed(
-        f"{_could_not_connect(state)}: the host name could not be resolved now.", cause=cause
-    )
+    text = "the system gave no reason" if number is None else os.strerror(number).lower()
+    return _not_connected(state, f"{text}.")
 
 
 def _encrypted(state: RequestState) -> bool:
@@ -258,11 +244,7 @@ def _tls_failed(reason: str, state: RequestState) -> ConnectFailed:
 
 def _errno_of(error: OSError) -> int | None:
     """The error's number; if several addresses failed differently, the most useful one."""
-    if error.errno is not None:
-        return error.errno
-    # asyncio joins the errors of several addresses into one OSError without a number ("Multiple exceptions:
-    # ...").
-    numbers = [int(text) for text in _ERRNO.findall(str(error))]
+    numbers = system_numbers(error)
     # With IPv6 unreachable and IPv4 refused, "refused" is what the user can act on.
     return errno.ECONNREFUSED if errno.ECONNREFUSED in numbers else next(iter(numbers), None)
 
@@ -272,9 +254,12 @@ def _could_not_connect(state: RequestState) -> str:
     return f"could not connect to {state.origin}{through}"
 
 
-def _cause(state: RequestState, cause: str) -> str:
-    """The cause; with a proxy it is always the proxy that could not be reached."""
-    return cause if state.proxy is None else "proxy"
+def _not_connected(
+    state: RequestState, reason: str, cause: str = "other", *, permanent: bool = False
+) -> ConnectFailed:
+    """The error with its cause; with a proxy it is always the proxy that could not be reached."""
+    cause = cause if state.proxy is None else "proxy"
+    return ConnectFailed(f"{_could_not_connect(state)}: {reason}", cause=cause, permanent=permanent)
 
 
 def _within(seconds: float | None) -> str:
@@ -282,5 +267,5 @@ def _within(seconds: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    # The text comes from the peer: control characters could forge log lines or change a terminal.
-    return "".join(character if character.isprintable() else " " for character in text)[:200]
+    # The text comes from the peer.
+    return printable(text)[:200]

@@ -77,15 +77,18 @@ def _lacking(error: BaseException) -> tuple[str, str] | None:
         # Their numbers are not the system's.
         return None
     if isinstance(error, OSError):
-        # asyncio joins the errors of several addresses into one without a number ("Multiple exceptions: ...").
-        # One that reached another machine says more than that IPv6 is missing here.
-        numbers = _ERRNO.findall(str(error)) if error.errno is None else [error.errno]
-        rows = [_RESOURCES.get(int(number)) for number in numbers]
+        # An address that reached another machine says more than that IPv6 is missing here.
+        rows = [_RESOURCES.get(number) for number in system_numbers(error)]
         return rows[0] if rows and all(rows) else None
     if isinstance(error, ImportError):
         # The loader of shared libraries reports the system's text, without its number.
         return next((row for number, row in _RESOURCES.items() if os.strerror(number) in str(error)), None)
     return _THREADS if isinstance(error, RuntimeError) and "start new thread" in str(error) else None
+
+
+def system_numbers(error: OSError) -> list[int]:
+    """The error's number; asyncio joins the errors of several addresses into one text ("Multiple exceptions: ...")."""
+    return [int(text) for text in _ERRNO.findall(str(error))] if error.errno is None else [error.errno]
 
 
 def _is_a(error: BaseException, module: str, name: str) -> bool:
