@@ -132,7 +132,7 @@ class AttemptScope:
         """The circuit breakers admit the attempt; it may take ``timeout`` seconds from now."""
         self.permit, self.timeout = permit, timeout
         # A server that loads its model for the first request is slow, but neither broken nor overloaded.
-        self.endpoint.policies.loop_lag().watch()
+        self.endpoint.policies.loop_lag.current().watch()
         first = self.endpoint.config.timeouts.first
         self._timeouts_count = self.endpoint.policies.has_answered or first is None or timeout < first
 
@@ -238,7 +238,7 @@ class AttemptScope:
         limit = self._expired_limit(error, seconds)
         if limit is None:
             return False
-        late = self.endpoint.policies.loop_lag().seconds(seconds or limit)
+        late = self.endpoint.policies.loop_lag.current().seconds(seconds or limit)
         if not explains_timeout(late, limit):
             return False
         error.args = (f"{error.message} {_LOOP_WAS_LATE.format(late)}",)

@@ -274,7 +274,8 @@ class EndpointGroup:
             if wait is not None:
                 waits.append(wait)
             elif endpoint.policies.credential_error(call.model) is None:
-                candidates.append(self._candidate(index, endpoint))
+                limiter = endpoint.policies.concurrency.current()
+                candidates.append(Candidate(index, limiter.in_flight + limiter.waiting, limiter.limit))
         if not candidates:
             if waits:
                 raise self._circuit_open(call, min(waits))
@@ -298,10 +299,6 @@ class EndpointGroup:
             index for index, endpoint in enumerate(self.endpoints) if not endpoint.policies.is_set_aside(call)
         ]
         return serving or range(len(self.endpoints))
-
-    def _candidate(self, index: int, endpoint: LiveEndpoint) -> Candidate:
-        limiter = endpoint.policies.concurrency()
-        return Candidate(index, limiter.in_flight + limiter.waiting, limiter.limit)
 
     def _is_paused(self, index: int, call: Call) -> bool:
         return self.endpoints[index].policies.rate_limiter(call).pause_left > 0

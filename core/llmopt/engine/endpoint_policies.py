@@ -56,6 +56,8 @@ class EndpointPolicies:
         sharing: shares rate limits with other processes, None where nothing is shared.
 
     Attributes:
+        concurrency: the concurrency limiter of each event loop.
+        loop_lag: the lag of each event loop.
         reply_limiters: see `reply_limiter`, by model; empty for next to all providers.
         no_lease: a lease that has ended, in place of one that is not granted yet.
         retry_budget: limits retries as a share of the successes.
@@ -78,14 +80,13 @@ class EndpointPolicies:
         self._credential: Final = endpoint.credential.fingerprint()
         self._circuit_pairs: Final[dict[tuple[str, str], CircuitPair]] = {}
         self._unlimited: Final = RateLimiter(clock=clock, initial_window=0, learns=False)
-        self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0)
-        self.no_lease.open = False
+        self.no_lease: Final = Lease(self._unlimited, 0.0, 0.0, 0, 0.0, 0.0, open=False)
         self._limiters: Final[dict[str, RateLimiter]] = {}
         self.reply_limiters: Final[dict[str, RateLimiter]] = {}
         self._waiting: Final[dict[str, WaitingCalls]] = {}
         self._timeouts: Final[dict[str, AdaptiveTimeout]] = {}
-        self._concurrency_limits: Final[PerLoop[ConcurrencyLimiter]] = PerLoop(self._new_concurrency_limit)
-        self._loop_lags: Final[PerLoop[LoopLag]] = PerLoop(self._new_loop_lag)
+        self.concurrency: Final = PerLoop(self._new_concurrency_limit)
+        self.loop_lag: Final = PerLoop(self._new_loop_lag)
         # By model; "" for all of them.
         self._blocked: Final[dict[str, tuple[LLMOptError, float]]] = {}
         self._set_aside: Final[dict[tuple[str, Operation], float]] = {}
@@ -108,20 +109,12 @@ class EndpointPolicies:
             pair = self._circuit_pairs.setdefault(key, pair)
         return pair
 
-    def concurrency(self) -> ConcurrencyLimiter:
-        """The concurrency limiter for the current event loop."""
-        return self._concurrency_limits.current()
-
     def _new_concurrency_limit(self) -> ConcurrencyLimiter:
         maximum = self._endpoint.max_concurrency
         return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
 
-    def loop_lag(self) -> LoopLag:
-        """The lag of the current event loop."""
-        return self._loop_lags.current()
-
     def _new_loop_lag(self) -> LoopLag:
-        limiter = self.concurrency()
+        limiter = self.concurrency.current()
         return LoopLag(self._clock, lambda: limiter.in_flight > 0)
 
     def rate_limiter(self, call: Call) -> RateLimiter:
@@ -263,13 +256,13 @@ class EndpointPolicies:
     def limits_in_force(self, call: Call, cause: WaitCause) -> dict[str, float]:
         """The limits that a call has waited for: "rpm" and "tpm", or "concurrency"."""
         if cause == "concurrency":
-            return {"concurrency": self.concurrency().limit}
+            return {"concurrency": self.concurrency.current().limit}
         stats = _limiter_stats(self.rate_limiter(call)) if cause == "limiter" else {"rpm": None, "tpm": None}
         return {name: value for name in ("rpm", "tpm") if (value := stats[name]) is not None}
 
     def stats(self) -> dict[str, Any]:
         """The state of the policies as plain values."""
-        limiters = list(self._concurrency_limits)
+        limiters = list(self.concurrency)
         return {
             "budget": self.retry_budget.available,
             "in_flight": sum(limiter.in_flight for limiter in limiters),

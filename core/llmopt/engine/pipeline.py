@@ -198,7 +198,9 @@ class Pipeline(Generic[T]):
             with AttemptScope(
                 endpoint, self._call, self._request.tokens, suspect=self._request.suspect
             ) as scope:
-                scope.slot = policies.concurrency().try_acquire() or await self._acquire_slot(endpoint)
+                scope.slot = policies.concurrency.current().try_acquire() or await self._acquire_slot(
+                    endpoint
+                )
                 apart = endpoint.hooks.counts_cost or policies.reply_limiters
                 cost = await self._cost(scope) if apart else (self._request.tokens,)
                 limiter = policies.rate_limiter(self._call)
@@ -279,7 +281,7 @@ class Pipeline(Generic[T]):
             await self._wait("breaker", wait)
 
     async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
-        acquire = endpoint.policies.concurrency().acquire
+        acquire = endpoint.policies.concurrency.current().acquire
         wait = partial(acquire, self._request.deadline, priority=self._request.priority)
         return await self._wait("concurrency", wait)
 

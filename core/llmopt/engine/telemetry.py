@@ -115,13 +115,13 @@ class Scope:
 current_scope: Final[ContextVar[Scope | None]] = ContextVar("llmopt_scope", default=None)
 
 
+@define(eq=False)
 class PoolEvents:
     """Turns the callbacks of a connection pool into events; see `llmopt.transport.connector.PoolTrace`."""
 
-    def __init__(self, telemetry: Telemetry, provider: str, endpoint: str) -> None:
-        self._telemetry: Final = telemetry
-        self._provider: Final = provider
-        self._endpoint: Final = endpoint
+    _telemetry: Telemetry
+    _provider: str
+    _endpoint: str
 
     def connection_acquired(self, waited_s: float, served: int) -> None:
         """A request got a connection after ``waited_s``, which has carried ``served`` requests before."""
