@@ -20,6 +20,8 @@ import math
 from collections.abc import Callable
 from typing import Final, Literal
 
+from attrs import define, field
+
 from llmopt import errors
 from llmopt.policies.clock import Clock, Deadline
 from llmopt.policies.wait_queue import PriorityQueue
@@ -110,7 +112,11 @@ class ConcurrencyLimiter:
     def _expire(self, waiter: _Waiter) -> None:
         if not waiter.future.done():  # a slot that was granted before stays granted
             self._waiters.remove(waiter)
-            waiter.future.set_exception(_deadline_error())
+            waiter.future.set_exception(
+                errors.DeadlineExceeded(
+                    "the deadline passed while waiting for a free slot", phase="concurrency"
+                )
+            )
 
     def _release(self, signal: LoadSignal) -> None:
         if signal == "success":
@@ -144,14 +150,12 @@ class ConcurrencyLimiter:
                 waiter.future.set_result(None)
 
 
+@define(eq=False)
 class _Waiter:
     """A request in the queue."""
 
-    __slots__ = ("deadline", "future")
-
-    def __init__(self, deadline: Deadline | None) -> None:
-        self.deadline = deadline
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    deadline: Deadline | None
+    future: asyncio.Future[None] = field(factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Slot:
@@ -183,7 +187,3 @@ def load_signal(error: BaseException | None) -> LoadSignal:
     if isinstance(error, errors.ConnectFailed) and error.cause == "timeout":
         return "overload"
     return "neutral"
-
-
-def _deadline_error() -> errors.DeadlineExceeded:
-    return errors.DeadlineExceeded("the deadline passed while waiting for a free slot", phase="concurrency")

@@ -23,7 +23,7 @@ import random
 from collections.abc import Container, Sequence
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from llmopt.policies.clock import Now, new_rng
 
@@ -118,14 +118,12 @@ class LoadBalancer:
         return best + (latency.average - best) * math.exp((latency.at - now) / _FADE_S)
 
 
+@define(eq=False)
 class _Latency:
     """A moving average whose weights depend on the time between observations, not on their number."""
 
-    __slots__ = ("at", "average")
-
-    def __init__(self) -> None:
-        self.average: float | None = None
-        self.at = 0.0
+    average: float | None = None
+    at: float = 0.0
 
     def add(self, seconds: float, now: float) -> None:
         if self.average is None:

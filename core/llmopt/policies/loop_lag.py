@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from attrs import define, field
+
 from llmopt.policies.clock import Clock
 
 _INTERVAL_S: Final = 1.0
@@ -25,6 +27,7 @@ _LATE_S: Final = 0.5
 _LATE_SHARE: Final = 0.1
 
 
+@define(eq=False)
 class LoopLag:
     """The lag of one event loop. For use on that loop.
 
@@ -33,13 +36,10 @@ class LoopLag:
         active: whether requests are in flight, so that the measuring goes on.
     """
 
-    __slots__ = ("_active", "_clock", "_due", "_samples")
-
-    def __init__(self, clock: Clock, active: Callable[[], bool]) -> None:
-        self._clock: Final = clock
-        self._active: Final = active
-        self._due: float | None = None
-        self._samples: Final[deque[tuple[float, float]]] = deque(maxlen=_MAX_SAMPLES)
+    _clock: Clock
+    _active: Callable[[], bool]
+    _due: float | None = None
+    _samples: deque[tuple[float, float]] = field(factory=lambda: deque(maxlen=_MAX_SAMPLES))
 
     def watch(self) -> None:
         """Measure from now on, for as long as requests are in flight."""
