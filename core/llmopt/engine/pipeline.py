@@ -47,7 +47,7 @@ from llmopt.errors import (
     Sent,
 )
 from llmopt.policies.clock import Clock
-from llmopt.policies.concurrency_limit import Slot
+from llmopt.policies.concurrency_limit import ConcurrencyLimiter, Slot
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import OTHER_ENDPOINT_MAY_SERVE, RetryFacts, inside_attempt, retry_guard
@@ -187,22 +187,20 @@ class Pipeline(Generic[T]):
 
     async def _attempt(self, number: int) -> T:
         """Send one HTTP request, or raise the error why none may be sent."""
+        request = self._request
         self.recorder.attempt = number
         while True:
             self._should_retry, self._new_credential = None, False
-            if self._request.deadline.expired():
+            if request.deadline.expired():
                 raise deadline_error("before it was sent", "queue")
             # Awaited only if there is a wait: a coroutine for each policy would cost more than the policies do.
             endpoint = self.recorder.endpoint = self._try_choose() or await self._wait_for_endpoint()
             policies = endpoint.policies
-            with AttemptScope(
-                endpoint, self._call, self._request.tokens, suspect=self._request.suspect
-            ) as scope:
-                scope.slot = policies.concurrency.current().try_acquire() or await self._acquire_slot(
-                    endpoint
-                )
+            with AttemptScope(endpoint, self._call, request.tokens, suspect=request.suspect) as scope:
+                slots = policies.concurrency.current()
+                scope.slot = slots.try_acquire() or await self._acquire_slot(slots)
                 apart = endpoint.hooks.counts_cost or policies.reply_limiters
-                cost = await self._cost(scope) if apart else (self._request.tokens,)
+                cost = await self._cost(scope) if apart else (request.tokens,)
                 limiter = policies.rate_limiter(self._call)
                 lease = limiter.try_acquire(*cost) or await self._acquire_lease(endpoint, cost)
                 if lease is None:
@@ -215,7 +213,7 @@ class Pipeline(Generic[T]):
                 if (compressor := endpoint.request_compressor) is not None:
                     encoded = await compressor.compress(encoded, self._compressed)
                     self._compressed = encoded
-                timeout = policies.timeout(self._call, self._request.tokens, self._request.fill)
+                timeout = policies.timeout(self._call, request.tokens, request.fill)
                 circuits = policies.breakers(self._call)
                 permit = circuits.acquire(timeout) if circuits is not None else None
                 if permit is None and circuits is not None:
@@ -280,9 +278,8 @@ class Pipeline(Generic[T]):
             wait = partial(self._group.circuit_waiters.wait, self._request.deadline.clamp(retry_in))
             await self._wait("breaker", wait)
 
-    async def _acquire_slot(self, endpoint: LiveEndpoint) -> Slot:
-        acquire = endpoint.policies.concurrency.current().acquire
-        wait = partial(acquire, self._request.deadline, priority=self._request.priority)
+    async def _acquire_slot(self, limiter: ConcurrencyLimiter) -> Slot:
+        wait = partial(limiter.acquire, self._request.deadline, priority=self._request.priority)
         return await self._wait("concurrency", wait)
 
     async def _acquire_lease(self, endpoint: LiveEndpoint, cost: tuple[float, ...]) -> Lease | None:

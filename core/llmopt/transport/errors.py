@@ -178,10 +178,9 @@ def _connect_error(error: OSError | None, state: RequestState) -> ConnectFailed:
         return _not_connected(state, "no valid response to the connection attempt.")
     if isinstance(error, socket.gaierror):
         # Only EAI_NONAME is permanent; EAI_AGAIN and others mean that the name server did not answer.
-        if error.errno == socket.EAI_NONAME:
-            text = "the host name does not exist; check its spelling."
-            return _not_connected(state, text, "dns", permanent=True)
-        return _not_connected(state, "the host name could not be resolved now.", "dns")
+        wrong = error.errno == socket.EAI_NONAME
+        text = "does not exist; check its spelling." if wrong else "could not be resolved now."
+        return _not_connected(state, f"the host name {text}", "dns", permanent=wrong)
     if isinstance(error, ssl.SSLCertVerificationError):
         return _certificate_rejected(error, state)
     if isinstance(error, ssl.SSLError):
