@@ -23,7 +23,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, EofStream
 from llmopt.errors import ConnectionLost, LLMOptError
 from llmopt.transport import errors as transport_errors
 from llmopt.transport.connector import Connector
-from llmopt.transport.protocol import HttpProtocol, Upload, send_request
+from llmopt.transport.protocol import HttpProtocol, send_request
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import Target
@@ -168,7 +168,7 @@ class Exchange(ResponseStream):
         self._target: Final = target
         self._connection: Connection | None = None
         self._protocol: HttpProtocol | None = None
-        self._upload: Upload | None = None
+        self._upload: asyncio.Task[None] | None = None
         self._payload: StreamReader | bytes = EMPTY_PAYLOAD
         self._complete = False
 
@@ -268,14 +268,14 @@ class Exchange(ResponseStream):
             return
         # A server may answer before it has read the whole request; the rest of it would precede the next
         # request.
-        if self._complete and not protocol.has_unsent_data and not (upload is not None and upload.active):
+        if self._complete and not protocol.has_unsent_data and (upload is None or upload.done()):
             self.state.phase = "done"
             protocol.served += 1
             connection.release()
             return
         if not self._connector.closed:
             if upload is not None:
-                upload.stop()
+                upload.cancel()
             # Not close: that waits until the peer has read all data that is still to be sent.
             protocol.abort()
         connection.close()

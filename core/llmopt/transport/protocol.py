@@ -396,42 +396,31 @@ _MAX_JOINED_WRITE: Final = 64 * 1024
 _MAX_WRITE: Final = 256 * 1024
 
 
-class Upload:
-    """Sends a long body in chunks, while the response is already awaited: a server may reject it early.
+async def _write_chunks(protocol: HttpProtocol, body: bytes) -> None:
+    """Send a long body in chunks, so that it is not copied a second time into the transport's buffer."""
+    view = memoryview(body)
+    for start in range(0, len(view), _MAX_WRITE):
+        transport = protocol.transport
+        if transport is None:
+            return
+        transport.write(view[start : start + _MAX_WRITE])
+        await protocol.wait_drained()
 
-    In chunks, so that the body is not copied a second time into the transport's buffer.
-    """
 
-    def __init__(self, protocol: HttpProtocol, body: bytes, loop: asyncio.AbstractEventLoop) -> None:
-        self._protocol: Final = protocol
-        self._task: Final = loop.create_task(self._write_chunks(body))
-
-    async def _write_chunks(self, body: bytes) -> None:
-        view = memoryview(body)
-        for start in range(0, len(view), _MAX_WRITE):
-            transport = self._protocol.transport
-            if transport is None:
-                return
-            transport.write(view[start : start + _MAX_WRITE])
-            await self._protocol.wait_drained()
-
-    @property
-    def active(self) -> bool:
-        """Whether part of the body has not been handed to the transport."""
-        return not self._task.done()
-
-    def stop(self) -> None:
-        """Cancel the upload; the reason of a failure is known from the connection."""
-        self._task.cancel()
-        # Looking at the exception keeps asyncio from logging "Task exception was never retrieved".
-        if self._task.done() and not self._task.cancelled():
-            self._task.exception()
+def _ignore_failure(upload: asyncio.Task[None]) -> None:
+    # The connection tells the reason. asyncio would log an exception that nobody has looked at.
+    if not upload.cancelled():
+        upload.exception()
 
 
 def send_request(
     protocol: HttpProtocol, head: memoryview, body: bytes | None, loop: asyncio.AbstractEventLoop
-) -> Upload | None:
-    """Send head and body: at once if one or two writes are enough, else as an upload, which is returned."""
+) -> asyncio.Task[None] | None:
+    """Send head and body: at once if one or two writes are enough.
+
+    A longer body is sent by a task, which is returned, while the response is already awaited: a server may reject the
+    request early.
+    """
     transport = protocol.transport
     if transport is None:
         raise ConnectionResetError("the connection is gone")
@@ -440,6 +429,8 @@ def send_request(
         return None
     transport.write(head)
     if len(body) > _MAX_WRITE:
-        return Upload(protocol, body, loop)
+        upload = loop.create_task(_write_chunks(protocol, body))
+        upload.add_done_callback(_ignore_failure)
+        return upload
     transport.write(body)
     return None
