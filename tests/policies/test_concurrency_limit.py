@@ -53,8 +53,7 @@ def test_the_limit_starts_at_sixteen() -> None:
     [
         ({"initial": 16, "maximum": 10}, 10),
         ({"initial": 0}, 1),
-        ({"initial": 3, "minimum": 5}, 5),
-        ({"initial": 1, "minimum": 4, "maximum": 2}, 4),
+        ({"initial": 3, "maximum": 0}, 1),
         ({"initial": 400}, 256),
     ],
 )
@@ -110,16 +109,15 @@ def test_overload_reduces_the_limit_by_a_quarter_once_a_second() -> None:
 
 
 def test_the_limit_keeps_its_minimum() -> None:
-    """1, or the configured minimum."""
+    """One request."""
     clock = SimulatedClock()
-    for minimum in (1, 3):
-        concurrency = limiter(clock, initial=4, minimum=minimum)
-        for _ in range(20):
-            take(concurrency, 1)[0].release("overload")
-            clock.advance(1)
-        assert concurrency.limit == minimum
-        assert len(take(concurrency, minimum)) == minimum
-        assert concurrency.try_acquire() is None
+    concurrency = limiter(clock, initial=4)
+    for _ in range(20):
+        take(concurrency, 1)[0].release("overload")
+        clock.advance(1)
+    assert concurrency.limit == 1
+    assert len(take(concurrency, 1)) == 1
+    assert concurrency.try_acquire() is None
 
 
 def test_neutral_results_change_nothing() -> None:

@@ -41,20 +41,18 @@ class ConcurrencyLimiter:
         in_flight: slots that are taken.
     """
 
-    def __init__(self, *, clock: Clock, initial: float = 16, minimum: int = 1, maximum: int = 256) -> None:
-        """Start at ``initial`` and stay within the bounds.
+    def __init__(self, *, clock: Clock, initial: float = 16, maximum: int = 256) -> None:
+        """Start at ``initial`` and stay between 1 and the maximum.
 
         Args:
             clock: for deadlines, and for the interval between decreases.
             initial: the first limit.
-            minimum: the lowest limit.
             maximum: the highest limit, at most the size of the connection pool.
         """
         self._clock = clock
         self._release_slot = self._release  # bound once, not for each slot
-        self._minimum = minimum
-        self._maximum = max(minimum, maximum)
-        self.limit = float(min(max(initial, minimum), self._maximum))
+        self._maximum = max(1, maximum)
+        self.limit = float(min(max(initial, 1), self._maximum))
         self.in_flight = 0
         self._waiters: PriorityQueue[_Waiter] = PriorityQueue()
         self._decreased_at = -math.inf
@@ -120,23 +118,15 @@ class ConcurrencyLimiter:
 
     def _release(self, signal: LoadSignal) -> None:
         if signal == "success":
-            self._increase()
-        elif signal == "overload":
-            self._decrease()
+            # Successes below an unused limit do not show that more would work.
+            if self.in_flight * 2 >= self.limit:
+                self.limit = min(self._maximum, self.limit + 1 / self.limit)
+        elif signal == "overload" and self._clock.now() - self._decreased_at >= _DECREASE_INTERVAL_S:
+            self._decreased_at = self._clock.now()
+            self.limit = max(1, self.limit * _DECREASE)
         self.in_flight -= 1
         if self._waiters:
             self._grant_waiting()
-
-    def _increase(self) -> None:
-        # Successes below an unused limit do not show that more would work.
-        if self.in_flight * 2 >= self.limit:
-            self.limit = min(self._maximum, self.limit + 1 / self.limit)
-
-    def _decrease(self) -> None:
-        now = self._clock.now()
-        if now - self._decreased_at >= _DECREASE_INTERVAL_S:
-            self._decreased_at = now
-            self.limit = max(self._minimum, self.limit * _DECREASE)
 
     def _grant_waiting(self) -> None:
         while self.in_flight < int(self.limit) and (waiter := self._waiters.first()) is not None:
