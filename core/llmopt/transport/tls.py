@@ -42,16 +42,14 @@ def tls_context(endpoint: Endpoint) -> ssl.SSLContext | None:
     files = {key: path for key in _KEYS if (path := getattr(endpoint, key)) is not None}
     if not files:
         return None
-    problem = next((found for key in files if (found := _problem(key, files))), None)
-    if problem is None:
-        versions = tuple(_version(path) for path in files.values())
-        made = _make_context(
-            files.get("ca_file"), files.get("client_cert"), files.get("client_key"), versions
-        )
-        if isinstance(made, ssl.SSLContext):
-            return made
-        problem = made
-    raise ConfigError(f"{join_path(endpoint.path, problem.key)}{problem.of(files[problem.key])}")
+    made: ssl.SSLContext | _Problem | None = next(filter(None, (_problem(key, files) for key in files)), None)
+    if made is None:
+        made = _make_context(*map(files.get, _KEYS), tuple(map(_version, files.values())))
+    if isinstance(made, ssl.SSLContext):
+        return made
+    path = files[made.key]
+    variable = f" (environment variable {path.variable})" if isinstance(path, EnvText) else ""
+    raise ConfigError(f"{join_path(endpoint.path, made.key)}{variable}: the file {str(path)!a} {made.words}.")
 
 
 class _Problem(NamedTuple):
@@ -59,10 +57,6 @@ class _Problem(NamedTuple):
 
     key: str
     words: str
-
-    def of(self, path: str) -> str:
-        variable = f" (environment variable {path.variable})" if isinstance(path, EnvText) else ""
-        return f"{variable}: the file {str(path)!a} {self.words}."
 
 
 def _version(path: str) -> tuple[int, int, int]:
