@@ -164,7 +164,7 @@ def test_timeouts_raise_the_timeout() -> None:
     fixture.record(*[3.0] * 97)
     limit = fixture.limit()
     for _ in range(2):
-        fixture.timeouts.timed_out(100, limit)
+        fixture.timeouts.record(100, limit, timed_out=True)
     fixture.record(3.0)
 
     assert fixture.limit() >= 2 * limit
@@ -176,7 +176,7 @@ def test_three_timeouts_in_a_row_reset_the_timeout(in_a_row: int, forgets: bool)
     fixture = TimeoutFixture()
     fixture.record(*[3.0] * 1000)
     for _ in range(in_a_row):
-        fixture.timeouts.timed_out(100, 6.0)
+        fixture.timeouts.record(100, 6.0, timed_out=True)
 
     assert (fixture.limit() == 60.0) == forgets
     if forgets:
@@ -191,8 +191,8 @@ def test_a_response_restarts_the_count_of_timeouts() -> None:
     fixture = TimeoutFixture()
     fixture.record(*[3.0] * 1000)
     for _ in range(3):
-        fixture.timeouts.timed_out(100, 6.0)
-        fixture.timeouts.timed_out(100, 6.0)
+        fixture.timeouts.record(100, 6.0, timed_out=True)
+        fixture.timeouts.record(100, 6.0, timed_out=True)
         fixture.record(3.0)
 
     assert fixture.limit() < 60.0
@@ -205,7 +205,7 @@ def test_a_slower_server_is_followed_within_a_few_requests() -> None:
     lost = 0
     for _ in range(200):
         if fixture.limit() < 20.0:
-            fixture.timeouts.timed_out(100, fixture.limit())
+            fixture.timeouts.record(100, fixture.limit(), timed_out=True)
             lost += 1
         else:
             fixture.record(20.0)

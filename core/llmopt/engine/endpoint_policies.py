@@ -182,7 +182,7 @@ class EndpointPolicies:
     def record_timeout(self, call: Call, size: int, seconds: float) -> None:
         """Record that a request timed out after ``seconds``."""
         if call.operation == "embeddings":
-            self._adaptive_timeout(call.model).timed_out(size, seconds)
+            self._adaptive_timeout(call.model).record(size, seconds, timed_out=True)
 
     def _chat_timeout(self, call: ChatCall) -> float:
         """Seconds until the whole reply, or the first event of a stream. Not adaptive: it depends on the question."""

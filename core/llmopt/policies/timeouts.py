@@ -81,18 +81,12 @@ class AdaptiveTimeout:
         p99 = histogram.p99(self._now())
         return maximum if p99 is None else min(maximum, max(_MIN_TIMEOUT_S, _FACTOR * p99))
 
-    def record(self, size: int, seconds: float) -> None:
-        """Record the latency of a complete response."""
-        self._histogram(size).add(self._now(), seconds, timed_out=False)
-
-    def timed_out(self, size: int, limit: float) -> None:
-        """Record that no complete response came within ``limit`` seconds."""
-        self._histogram(size).add(self._now(), limit, timed_out=True)
-
-    def _histogram(self, size: int) -> _Histogram:
+    def record(self, size: int, seconds: float, *, timed_out: bool = False) -> None:
+        """Record the latency of a complete response, or that none came within ``seconds``."""
         # One histogram for each power of two: few, and sizes within it take about the same time.
         key = size.bit_length()
-        return self._by_size.get(key) or self._by_size.setdefault(key, _Histogram())
+        histogram = self._by_size.get(key) or self._by_size.setdefault(key, _Histogram())
+        histogram.add(self._now(), seconds, timed_out=timed_out)
 
 
 class _Histogram:
@@ -141,7 +135,8 @@ class _Histogram:
         for bucket in range(_BUCKETS - 1, -1, -1):
             above -= self._sum[bucket]
             if above < 0:
-                return _upper_edge(bucket)
+                upper_edge: float = _MIN_LATENCY_S * 2.0 ** ((bucket + 1) / _BUCKETS_PER_DOUBLING)
+                return upper_edge
         raise AssertionError("a total without samples")  # pragma: no cover
 
     def _move(self, now: float) -> None:
@@ -164,10 +159,6 @@ def _bucket(seconds: float) -> int:
         return 0
     # Compared before it is rounded: an engine inside this process has an infinite timeout.
     return int(min(_BUCKETS - 1, math.log2(seconds / _MIN_LATENCY_S) * _BUCKETS_PER_DOUBLING))
-
-
-def _upper_edge(bucket: int) -> float:
-    return float(_MIN_LATENCY_S * 2.0 ** ((bucket + 1) / _BUCKETS_PER_DOUBLING))
 
 
 class StreamTimeouts:
