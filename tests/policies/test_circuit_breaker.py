@@ -584,11 +584,11 @@ def test_an_expired_deadline_counts_after_ten_seconds_or_the_whole_timeout(
 
 
 class PairFixture:
-    def __init__(self, **more: Any) -> None:
+    def __init__(self) -> None:
         self.clock = SimulatedClock()
         self.changes: list[BreakerChanged] = []
         self.breakers = CircuitBreakerRegistry(
-            now=self.clock.now, rng=FixedJitter(), on_transition=self.changes.append, **more
+            now=self.clock.now, rng=FixedJitter(), on_transition=self.changes.append
         )
 
     def pair(
@@ -787,13 +787,6 @@ def test_successful_responses_keep_both_circuits_closed() -> None:
 
     assert (pair.origin.state, pair.model.state) == ("closed", "closed")
     assert pair.origin._streak == pair.model._streak == 0
-
-
-def test_options_apply_to_both_circuits() -> None:
-    circuit = PairFixture(options=CircuitBreakerOptions(minimum_calls=2, break_duration_s=1.0))
-    circuit.fail(e.ServerError("m"), 2)
-
-    assert circuit.pair().retry_in() == 1.0
 
 
 def test_the_number_of_circuits_is_limited() -> None:

@@ -24,7 +24,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, Literal
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from llmopt import errors
 from llmopt.policies.clock import Clock, Now, new_rng
@@ -36,10 +36,6 @@ Result = Literal["success", "failure", "neutral"]
 """What a request says about the health of the server; "neutral" says nothing."""
 _MAX_GROWTH_STEPS: Final = 64
 """Far beyond the longest break; 1.5 to the power of 2,000 does not fit into a float."""
-_CONSECUTIVE_CONNECT_FAILURES: Final = 5
-_CONSECUTIVE_MODEL_FAILURES: Final = 16
-"""Failures in a row, without one success between them, that open a circuit. The ratio alone is slow after a
-good time: at 20 requests a second, half of a full window of 30 s is 300 requests sent into an outage."""
 _MAX_CIRCUITS: Final = 4096
 _BROKEN: Final = frozenset({"truncated", "http", "decompression"})
 """Reasons of `InvalidResponse` that no request causes: the response did not arrive whole."""
@@ -78,6 +74,12 @@ class CircuitBreakerOptions:
     half_open_calls: int = 2
     probe_grace_s: float = 5.0
     probe_retry_in_s: float = 0.5
+
+
+_ORIGIN_OPTIONS: Final = CircuitBreakerOptions(consecutive_failures=5)
+_MODEL_OPTIONS: Final = CircuitBreakerOptions(consecutive_failures=16)
+"""Failures in a row, without one success between them, that open a circuit. The ratio alone is slow after a
+good time: at 20 requests a second, half of a full window of 30 s is 300 requests sent into an outage."""
 
 
 @define(eq=False, repr=False)
@@ -344,7 +346,6 @@ class CircuitBreakerRegistry:
     """All circuits of a client, made when first needed.
 
     Args:
-        options: of all circuits, but for ``consecutive_failures``.
         now: the monotonic clock.
         rng: source of the jitter.
         on_transition: see `CircuitBreaker`.
@@ -353,14 +354,12 @@ class CircuitBreakerRegistry:
 
     def __init__(
         self,
-        options: CircuitBreakerOptions | None = None,
         *,
         now: Now,
         rng: random.Random | None = None,
         on_transition: Callable[[BreakerChanged], None] | None = None,
         on_probe_end: Callable[[], None] | None = None,
     ) -> None:
-        self._options = options or CircuitBreakerOptions()
         self._new_circuit = partial(
             CircuitBreaker,
             now=now,
@@ -377,8 +376,7 @@ class CircuitBreakerRegistry:
         """The circuits of a request. ``credential`` is a fingerprint, never the key itself."""
         of_origin = self._origins.get(origin)
         if of_origin is None:
-            options = evolve(self._options, consecutive_failures=_CONSECUTIVE_CONNECT_FAILURES)
-            of_origin = self._new_circuit(origin, options, provider=provider, endpoint=origin)
+            of_origin = self._new_circuit(origin, _ORIGIN_OPTIONS, provider=provider, endpoint=origin)
             self._origins[origin] = of_origin
         key = (origin, credential, model, operation)
         of_model = self._models.get(key)
@@ -386,8 +384,9 @@ class CircuitBreakerRegistry:
             self._make_room()
             # The name goes into events and log lines, so the credential is not part of it.
             name = f"{origin} {model} {operation}"
-            options = evolve(self._options, consecutive_failures=_CONSECUTIVE_MODEL_FAILURES)
-            of_model = self._new_circuit(name, options, provider=provider, endpoint=origin, model=model)
+            of_model = self._new_circuit(
+                name, _MODEL_OPTIONS, provider=provider, endpoint=origin, model=model
+            )
             self._models[key] = of_model
         for circuit in (of_origin, of_model):
             if circuit.provider != provider:
