@@ -215,7 +215,7 @@ class RateLimiter:
 
     def _expire(self, waiter: Waiter) -> None:
         with self._mutex:
-            self._queue.reject(waiter, _deadline_error(0.0))
+            self._queue.reject(waiter, _deadline_error())
             self._grant_waiting(self._now())
 
     # Granting
@@ -228,7 +228,7 @@ class RateLimiter:
         """Grant leases from the front as far as the quota allows, then set the timer for the next one."""
         while (waiter := self._queue.first()) is not None:
             if waiter.deadline is not None and waiter.deadline.expired():
-                self._queue.reject(waiter, _deadline_error(0.0))
+                self._queue.reject(waiter, _deadline_error())
                 continue
             # For both priorities: what is saved up for a large bulk request stays when a small interactive one goes first.
             self._quota.reserve(*self._queue.head_costs)
@@ -320,8 +320,7 @@ class RateLimiter:
             now = self._now()
             changed = self._quota.throttled(now, lease, refusal)
             pause = self._quota.backoff.remaining(now)
-            if pause:
-                self._reject_waiters(now, pause)
+            self._reject_waiters(now, pause)
             self._grant_waiting(now)
             return changed
 
@@ -335,15 +334,13 @@ def _wait_error(waiter: Waiter, now: float, pause: float) -> LLMOptError | None:
             sent="no",
         )
     if pause and waiter.deadline is not None and now + pause > waiter.deadline.at:
-        return _deadline_error(pause)
-    return None
-
-
-def _deadline_error(pause: float) -> DeadlineExceeded:
-    if pause:
         return DeadlineExceeded(
             f"the server asked for a pause that lasts {pause:.1f} s more, longer than the deadline allows",
             phase="limiter",
             retry_after=pause,
         )
+    return None
+
+
+def _deadline_error() -> DeadlineExceeded:
     return DeadlineExceeded("the deadline passed while waiting for the rate limit", phase="limiter")

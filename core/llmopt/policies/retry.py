@@ -214,15 +214,15 @@ class RetryPolicy:
         if decision.delay == _UNDECIDED:
             if hint is not None and hint > self.max_retry_after:
                 return GiveUp(reason="retry_after", wait=hint)
-            delay = self._backoff(decision, history.backoffs) if hint is None else self._after(hint)
+            if hint is None:
+                delay = self._backoff(decision, history.backoffs)
+            else:
+                # Never less than the server asked for. The spread keeps callers with the same hint apart.
+                delay = hint + self.rng.uniform(0.0, min(1.0, 0.1 * hint))
             decision = evolve(decision, delay=delay, computed=hint is None)
         if not deadline.leaves(decision.delay, spare=self.min_attempt):
             return GiveUp(reason="deadline", wait=decision.delay)
         return decision
-
-    def _after(self, hint: float) -> float:
-        # Never less than the server asked for. The spread keeps callers with the same hint from returning together.
-        return hint + self.rng.uniform(0.0, min(1.0, 0.1 * hint))
 
     def _backoff(self, decision: RetryDecision, earlier: int) -> float:
         first = max(self.retry_delay, self.throttle_delay if decision.reason == "rate_limited" else 0.0)

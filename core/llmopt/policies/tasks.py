@@ -107,7 +107,9 @@ async def concurrent_map(
         # The feeder first: it could start another task in the meantime.
         await _cancel_all([feeder])
         await _cancel_all(tasks.not_yielded)
-        await _close(source)
+        # An asynchronous generator has `aclose`; other iterators need not have it.
+        if (close := getattr(source, "aclose", None)) is not None:
+            await close()
 
 
 class _Tasks(Generic[R]):
@@ -144,13 +146,6 @@ class _Tasks(Generic[R]):
         if self.not_yielded:
             await asyncio.wait(self.not_yielded)
         return error
-
-
-async def _close(source: AsyncIterator[Any]) -> None:
-    # An asynchronous generator has `aclose`; other iterators need not have it.
-    close = getattr(source, "aclose", None)
-    if close is not None:
-        await close()
 
 
 async def _cancel_all(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -162,7 +162,12 @@ class LazyJsonObject(Mapping[str, Any]):
 
     def _fields(self) -> dict[str, Any]:
         if self._decoded is None:
-            self._decoded = _decode_object(self._text)
+            try:
+                value = _decoder.decode(self._text)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                # Splitting the list checked the syntax only. msgspec refuses some invalid strings that json accepts.
+                value = json.loads(self.text.decode(errors="replace"))
+            self._decoded = value if isinstance(value, dict) else {}
         return self._decoded
 
     def __getitem__(self, key: str) -> Any:
@@ -179,12 +184,3 @@ class LazyJsonObject(Mapping[str, Any]):
 
     def __reduce__(self) -> tuple[type[LazyJsonObject], tuple[bytes]]:
         return LazyJsonObject, (self.text,)
-
-
-def _decode_object(text: bytes | msgspec.Raw) -> dict[str, Any]:
-    try:
-        value = _decoder.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        # Splitting the list checked the syntax only. msgspec refuses some invalid strings that the json module accepts.
-        value = json.loads(bytes(text).decode(errors="replace"))
-    return value if isinstance(value, dict) else {}

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal
 import msgspec
 from attrs import field, frozen
 
-from llmopt.values.error_shape import is_error, plain_keys
+from llmopt.values.error_shape import ERROR_STATUS, is_error, plain_keys
 from llmopt.values.secret import repr_code, repr_size
 
 _MAX_MESSAGE: Final = 500
@@ -46,7 +46,6 @@ _CODE: Final = ("code", "errorcode", "errcode", "statuscode", "httpcode")
 _TYPE: Final = ("type", "errortype")
 _CODES: Final = (*_CODE, *_TYPE, "status", "reason", "quotaid", "blockreason")
 _STATUS: Final = ("statuscode", "code", "status", "httpcode", "httpstatuscode")
-_ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 _STATUS_AT_START: Final = re.compile(r"(?:error code: |http )?([45][0-9][0-9])\b", re.ASCII | re.IGNORECASE)
 _NOTHING: Final = frozenset({"", "{}", "[]", '""', "null", "[[]]", "[{}]"})
 _INPUTS: Final = frozenset({"input", "inputs", "text", "texts", "content", "contents", "prompt", "messages"})
@@ -226,7 +225,7 @@ def _status(words: str, chain: Iterable[Mapping[str, Any]]) -> int | None:
     # A gateway's own code is less exact than the status with which its message begins.
     if (start := _STATUS_AT_START.match(words)) is not None:
         return int(start[1])
-    stated = (_ERROR_STATUS.fullmatch(str(keys.get(name))) for keys in chain for name in _STATUS)
+    stated = (ERROR_STATUS.fullmatch(str(keys.get(name))) for keys in chain for name in _STATUS)
     return next((int(match[0]) for match in stated if match is not None), None)
 
 

@@ -20,7 +20,7 @@ _NAME_KEYS: Final = ("object", "type", "event", "status")
 _CODE_KEYS: Final = ("code", "statuscode")
 _WORD_KEYS: Final = ("message", "detail", "title")
 _NAMES_ERROR: Final = re.compile(r"error|exception|fail(?:ed|ure)?\b|^about:", re.IGNORECASE)
-_ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
+ERROR_STATUS: Final = re.compile(r"[45][0-9][0-9]", re.ASCII)
 # 0 and the statuses of HTTP; some providers write 20000.
 _SUCCESS: Final = re.compile(
     r"0*|2[0-9][0-9]|20000|ok|success(?:ful|fully)?|succeeded|none", re.IGNORECASE | re.ASCII
@@ -90,7 +90,7 @@ def _has_failed_code(keys: Mapping[str, Any]) -> bool:
     codes = _codes(keys)
     if _words(keys) or isinstance(keys.get("msg"), str):
         return any(not _is_success(code) for code in codes)
-    return not _names(keys) and any(_ERROR_STATUS.fullmatch(str(code)) for code in codes)
+    return not _names(keys) and any(ERROR_STATUS.fullmatch(str(code)) for code in codes)
 
 
 def _has_bare_words(keys: Mapping[str, Any]) -> bool:
