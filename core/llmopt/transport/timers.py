@@ -72,7 +72,8 @@ class TimeoutScheduler:
         self._schedule(min((at for at in self._due.values() if at > now), default=math.inf))
 
 
-@define(eq=False)
+# Without a repr: that of the task shows the exception that it has ended with, which may quote a request.
+@define(eq=False, repr=False)
 class Timeout:
     """The timeout of one ``with`` block."""
 
