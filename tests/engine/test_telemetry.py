@@ -110,10 +110,11 @@ async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: py
     def never(*_: object) -> None:
         raise AssertionError("somebody measures")
 
-    monkeypatch.setattr(Connector, "_report_acquired", never)
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
-        assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
+        with monkeypatch.context() as patched:
+            patched.setattr(Connector, "in_use", property(never))
+            assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
 
 
 async def test_learned_batch_limits_are_events() -> None:

@@ -51,10 +51,10 @@ class HeadCache:
     """
 
     def __init__(self, *, close: bool) -> None:
-        self._default_headers: Final = (
-            {**_DEFAULT_HEADERS, "connection": "close"} if close else _DEFAULT_HEADERS
-        )
-        self._heads: Final[dict[tuple[object, ...], bytes]] = {}
+        more = {"connection": "close"} if close else {}
+        # The values are part of the key: a new API key must not be answered with the old head. Bounded, because a token
+        # may change every hour, and a path with each call.
+        self._render: Final = lru_cache(_MAX_HEADS)(partial(_render_head, {**_DEFAULT_HEADERS, **more}))
         self._last: tuple[Mapping[str, str], str, str, bytes] = ({}, "", "", b"")
 
     def get(self, target: Target, request: TransportRequest) -> memoryview:
@@ -66,7 +66,7 @@ class HeadCache:
         headers, url, method, head = self._last
         # Requests to one endpoint share one mapping of headers, which is never changed: identity is enough.
         if headers is not request.headers or url != request.url or method != request.method:
-            head = self._lookup(target, request)
+            head = self._render(target, request.method, tuple(request.headers.items()))
             self._last = (request.headers, request.url, request.method, head)
         if request.body is not None:
             return memoryview(b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)))
@@ -74,41 +74,32 @@ class HeadCache:
             head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
         )
 
-    def _lookup(self, target: Target, request: TransportRequest) -> bytes:
-        # The values are part of the key: a new API key must not be answered with the old head.
-        key = (request.method, request.url, *request.headers.items())
-        head = self._heads.get(key)
-        if head is None:
-            head = self._render(target, request.method, request.headers)
-            # A token that changes every hour, or a path per call, must not grow the cache without limit.
-            if len(self._heads) >= _MAX_HEADS:
-                self._heads.clear()
-            self._heads[key] = head
-        return head
 
-    def _render(self, target: Target, method: str, request_headers: Mapping[str, str]) -> bytes:
-        headers = {"host": target.url.host_port_subcomponent or "", **self._default_headers}
-        # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
-        headers.update((name.lower(), value) for name, value in request_headers.items())
-        # A query may hold a key.
-        path = HiddenStr(target.written.raw_path_qs)
-        if target.proxy is not None and not target.tunnelled:
-            # A proxy for http gets the whole URL, and its own credentials.
-            path = HiddenStr(target.written)
-            if target.proxy.authorization is not None:
-                headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
-        if not (_HEADER_NAME.fullmatch(method) and _VISIBLE.fullmatch(path)):
-            raise ValueError("invalid method or URL")
-        for name, value in headers.items():
-            if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
-                # The message contains neither name nor value: they may be a key.
-                raise ValueError("invalid header")
-        # The lines are not given a name: they hold the API key, and tracebacks can show local variables.
-        return HiddenBytes(
-            "\r\n".join(
-                [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
-            ).encode("ascii")
-        )
+def _render_head(
+    defaults: Mapping[str, str], target: Target, method: str, request_headers: tuple[tuple[str, str], ...]
+) -> bytes:
+    headers = {"host": target.url.host_port_subcomponent or "", **defaults}
+    # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
+    headers.update((name.lower(), value) for name, value in request_headers)
+    # A query may hold a key.
+    path = HiddenStr(target.written.raw_path_qs)
+    if target.proxy is not None and not target.tunnelled:
+        # A proxy for http gets the whole URL, and its own credentials.
+        path = HiddenStr(target.written)
+        if target.proxy.authorization is not None:
+            headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
+    if not (_HEADER_NAME.fullmatch(method) and _VISIBLE.fullmatch(path)):
+        raise ValueError("invalid method or URL")
+    for name, value in headers.items():
+        if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
+            # The message contains neither name nor value: they may be a key.
+            raise ValueError("invalid header")
+    # The lines are not given a name: they hold the API key, and tracebacks can show local variables.
+    return HiddenBytes(
+        "\r\n".join(
+            [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
+        ).encode("ascii")
+    )
 
 
 class ConnectionRequest(ClientRequest):
@@ -238,14 +229,10 @@ class Connector(aiohttp.TCPConnector):
             connection = await self.connect(connection_request(target, self.loop, state), [], _NO_TIMEOUTS)
         self.peak = max(self.peak, len(self._acquired))
         if self._trace is not None:
-            self._report_acquired(self._trace, started, connection)
+            served = cast("HttpProtocol", connection.protocol).served
+            self._trace.connection_acquired(self._loop.time() - started, served)
+            self.report_size()
         return connection
-
-    def _report_acquired(self, trace: PoolTrace, started: float, connection: Connection) -> None:
-        trace.connection_acquired(
-            self._loop.time() - started, cast("HttpProtocol", connection.protocol).served
-        )
-        self.report_size()
 
     def report_size(self) -> None:
         """Report the number of connections to the trace, if it has changed."""
