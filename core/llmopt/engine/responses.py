@@ -170,14 +170,10 @@ def _message(text: str, code: str | None, verdict: Verdict, failure: Failure, se
         # An engine inside this process has no HTTP status.
         return text or "the engine refused the request"
     shown_code = f", {code}" if code and code != str(failure.status) else ""
-    hint = verdict.hint or _hint(verdict.kind, settings)
+    hint = verdict.hint
+    if not hint and EXCEPTION_OF[verdict.kind] is AuthError and settings.credential is None:
+        hint = f"no key was sent: give providers.{settings.provider} its api_key or api_key_env"
     return f"{text.strip() or 'no message'} (HTTP {failure.status}{shown_code}){f'; {hint}' if hint else ''}"
-
-
-def _hint(kind: VerdictKind, settings: Settings) -> str:
-    if EXCEPTION_OF[kind] is AuthError and settings.credential is None:
-        return f"no key was sent: give providers.{settings.provider} its api_key or api_key_env"
-    return ""
 
 
 SLOW: Final = (AttemptTimeout, RequestTimeout)

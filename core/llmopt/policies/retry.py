@@ -267,10 +267,7 @@ def _refined(
 
 
 def _after_lost_response(
-    decision: RetryDecision,
-    error: errors.ConnectionLost | errors.AttemptTimeout | errors.OutOfResources,
-    history: RetryHistory,
-    facts: RetryFacts,
+    decision: RetryDecision, error: errors.TransportError, history: RetryHistory, facts: RetryFacts
 ) -> RetryDecision:
     """After a request whose response was lost: the server may have carried it out.
 

@@ -131,19 +131,15 @@ class LazyHeaders(Mapping[str, str]):
 
     def _all(self) -> dict[str, str]:
         if self._joined is None:
-            self._joined = _join_repeated(self._raw)
+            joined: dict[str, str] = {}
+            for name, value in self._raw.items():
+                key = _lower_name(name)
+                if not value.isascii():
+                    # Bytes that are not UTF-8 are lone surrogates here, which cannot be printed or stored.
+                    value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
+                joined[key] = f"{joined[key]}, {value}" if key in joined else value
+            self._joined = joined
         return self._joined
-
-
-def _join_repeated(headers: CIMultiDictProxy[str]) -> dict[str, str]:
-    joined: dict[str, str] = {}
-    for name, value in headers.items():
-        key = _lower_name(name)
-        if not value.isascii():
-            # Bytes that are not UTF-8 are lone surrogates here, which cannot be printed or stored.
-            value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - repaired in place
-        joined[key] = f"{joined[key]}, {value}" if key in joined else value
-    return joined
 
 
 @lru_cache(maxsize=256)

@@ -65,9 +65,9 @@ def corrected_json(data: bytes) -> bytes:
     """
     data = without_halves(data.removeprefix(BYTE_ORDER_MARK))
     if b"\\ud" in data or b"\\uD" in data:
-        data = _ESCAPE.sub(_corrected_escape, data)
+        data = _ESCAPE.sub(lambda each: rb"\ufffd" if len(each[0]) == _HALF_ESCAPE_LENGTH else each[0], data)
     if b"NaN" in data or b"Infinity" in data:
-        data = _CONSTANT.sub(_corrected_constant, data)
+        data = _CONSTANT.sub(lambda each: each[0] if each[0].startswith(b'"') else b"null", data)
     return data
 
 
@@ -93,11 +93,3 @@ def _joined(halves: re.Match[bytes]) -> bytes:
 def join_halves(text: str) -> str:
     """Text without halves of surrogate pairs: pairs are joined, and a single half becomes U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-
-
-def _corrected_escape(escape: re.Match[bytes]) -> bytes:
-    return rb"\ufffd" if len(escape[0]) == _HALF_ESCAPE_LENGTH else escape[0]
-
-
-def _corrected_constant(token: re.Match[bytes]) -> bytes:
-    return token[0] if token[0].startswith(b'"') else b"null"
