@@ -153,8 +153,10 @@ class LiveEndpoint:
         return RequestCompressor(config, self.name, metrics=self.metrics, telemetry=telemetry, clock=clock)
 
     def _open(self) -> RequestSender:
+        # A failure must not be what imports them: it may be that no descriptor is free.
+        import html  # noqa: F401 - for error pages
+
         if self.config.flags.retry:
-            # A failure must not be what imports it: it may be that no descriptor is free.
             import llmopt.policies.retry_loop  # noqa: F401
         of_plugin = self.hooks.open_transport(self.settings_without_credential)
         transport = of_plugin if of_plugin is not None else self._client_transport
