@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, Union, get_args, get_origin, 
 import attrs
 from attrs import evolve, field, frozen
 
-from llmopt import ProviderEntry
+from llmopt import Model, ProviderEntry
 from llmopt.errors import LLMOptError
 from llmopt.testing.dialect import Dialect, Samples
 from llmopt.testing.harness import HOOK_PARAMETERS, PluginUnderTest, ProviderHooks, url_placeholders
@@ -410,8 +410,10 @@ def type_faults(value: Any) -> list[str]:
 
 def _hints(kind: type) -> dict[str, Any]:
     if kind not in _known:
-        # Its module's names alone: a field called `type` would stand for itself.
-        _known[kind] = get_type_hints(kind, vars(sys.modules[kind.__module__]), {})
+        # The names of its module, and those that it imports for type checkers alone. None of its own: a field called
+        # `type` would stand for itself.
+        names = {"Model": Model, **vars(sys.modules[kind.__module__])}
+        _known[kind] = get_type_hints(kind, names, {})
     return _known[kind]
 
 
