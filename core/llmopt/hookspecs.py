@@ -245,7 +245,7 @@ def decode_stream(content_type: str, settings: Settings) -> EventDecoder | None:
     Called for each streamed 2xx response, before its body is read. `parse_stream_event` gets the decoder's events.
 
     Args:
-        content_type: of the response, "" if it states none.
+        content_type: of the response, as the server wrote it: it may have parameters and capitals. "" if it states none.
         settings: the endpoint.
 
     Returns:

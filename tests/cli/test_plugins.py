@@ -114,7 +114,7 @@ def test_an_entry_point_in_capitals_is_told(folder: Path) -> None:
     """It works, under a name that its author did not write."""
     upper = plugins(folder)["upper"]
     assert upper["state"] == "ok"
-    assert upper["problem"].startswith("'Upper' is used as 'upper': names of providers are in lower case")
+    assert upper["problem"].startswith("'Upper' is used as 'upper': names of plugins are in lower case")
 
 
 def test_a_misspelt_entry_point_group_is_told(folder: Path) -> None:

@@ -110,8 +110,23 @@ def test_llmopt_plugins_lists_wrappers(fake: FakeProvider) -> None:
         "twice": "conflict",
         "missing": "not installed",
     }
-    assert rows["wrapper tenant"].entries == ("all",)
+    assert (rows["wrapper tenant"].entries, rows["wrapper tenant"].problem) == (("all",), "")
+    assert rows["wrapper missing"].entries == ("all",)
+    assert rows["wrapper missing"].problem.startswith("no wrapper missing is installed; ")
     assert rows["wrapper tenant"].distributions == ("wrap 1.0",)
     assert rows["wrapper empty"].entries == ()
     lost = next(each for each in plugins_overview(chosen) if each.name == "lost")
     assert "if its author means 'llmopt.wrappers'" in lost.problem
+
+
+def test_a_wrapper_that_is_given_twice_is_refused(fake: FakeProvider) -> None:
+    """By the configuration, by the program, or by each of them once."""
+    import wrap_tenant  # type: ignore[import-not-found]  # the fixture writes it
+
+    for wrappers, plugins in ((["tenant"] * 2, ()), ([], [wrap_tenant] * 2), (["tenant"], [wrap_tenant])):
+        with (
+            llmopt.Client(config(fake, wrappers), transport=fake.transport, plugins=plugins) as client,
+            pytest.raises(llmopt.ConfigError, match=r"wrapper wrap_tenant is given twice.*; leave one out"),
+        ):
+            client.embed("fake/m", ["a"])
+    assert not fake.calls

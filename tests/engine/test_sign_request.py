@@ -151,6 +151,9 @@ class Wrong:
     [
         (3, "returned int; expected a mapping of headers"),
         ({"x": "a\r\nb: canary"}, "a header 'x' that HTTP does not"),
+        ({1: "canary"}, "a header 1 that HTTP does not"),
+        ({"Content-Length": "5"}, "a header 'Content-Length' that HTTP does not allow, or that llmopt sets"),
+        ({"transfer-encoding": "chunked"}, "a header 'transfer-encoding' that HTTP does not"),
     ],
 )
 def test_wrong_headers_are_the_plugins_error(headers: Any, words: str) -> None:

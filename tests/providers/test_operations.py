@@ -105,6 +105,18 @@ def test_without_known_models_a_list_is_refused(plugin: Vectors, mode: Any) -> N
     assert isinstance(asyncio.run(main())["vectors"], llmopt.InvalidInput)
 
 
+def test_models_of_another_type_are_the_plugins_error(plugin: Vectors) -> None:
+    """Such as their names alone."""
+    plugin.models = ("small",)  # type: ignore[assignment]
+    with (
+        llmopt.Client({}, transport=Refusing()) as client,
+        pytest.raises(
+            llmopt.PluginContractError, match="provider_profile returned str; expected a Profile, with"
+        ),
+    ):
+        client.list_models("vectors")
+
+
 def test_an_entry_of_several_servers_has_what_one_of_them_has(plugin: Vectors) -> None:
     """Nothing is refused as soon as one endpoint does not tell."""
     endpoints = [{"base_url": BASE}, {"base_url": "https://elsewhere.example/v1"}]

@@ -226,8 +226,8 @@ def _unmet_requirement(point: EntryPoint) -> str:
 
 def _renamed(points: Iterable[tuple[str, str]]) -> str:
     """What to say about entry points whose names have capitals; "" if there are none."""
-    said = ", ".join(f"{name!r} is used as {used!r}" for name, used in points if name != used)
-    return f"{said}: names of providers are in lower case; its author should rename it." if said else ""
+    said = ", ".join(f"{name!r} is used as {used!r}" for name, used in points if not used.endswith(name))
+    return f"{said}: names of plugins are in lower case; its author should rename it." if said else ""
 
 
 def _misnamed(point: EntryPoint) -> PluginOverview:
@@ -281,12 +281,10 @@ def _meant_group(group: str) -> str:
 
 
 def _not_installed(name: str, entries: tuple[str, ...]) -> PluginOverview:
-    return PluginOverview(
-        name=name,
-        state="not installed",
-        problem=f"no plugin {name!r} is installed; {how_to_install(name)}",
-        entries=entries,
-    )
+    problem = f"no plugin {name!r} is installed; {how_to_install(name)}"
+    if name.startswith("wrapper "):
+        problem = f"no {name} is installed; llmopt plugins lists what is installed"
+    return PluginOverview(name=name, state="not installed", problem=problem, entries=entries)
 
 
 # Check hooks without a network, a key or a model.

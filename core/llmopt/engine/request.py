@@ -98,7 +98,8 @@ class StreamRequest(Request[Any]):
 
 # Encoding: from the request of a plugin to checked headers and bytes.
 
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
+# The transport frames each request; a second length would split it in two (RFC 9112, 6.3).
+_HEADER_NAME: Final = re.compile(r"(?!(?i:content-length|transfer-encoding)\Z)[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 _IN_PROCESS: Final = "http://in-process"
 _PATH: Final = re.compile(r"[\x21-\x7e]*\Z")
@@ -242,9 +243,12 @@ def _contract_error(settings: Settings, what: str) -> PluginContractError:
 
 def _check_headers(headers: Mapping[str, str], settings: Settings) -> None:
     for name, value in headers.items():
-        if not (isinstance(value, str) and _HEADER_NAME.match(name) and _HEADER_VALUE.match(value)):
+        texts = isinstance(name, str) and isinstance(value, str)
+        if not (texts and _HEADER_NAME.match(name) and _HEADER_VALUE.match(value)):
             # Without the value: it may be the key.
-            raise _contract_error(settings, f"wants to send a header {name!r:.60} that HTTP does not allow")
+            raise _contract_error(
+                settings, f"wants to send a header {name!r:.60} that HTTP does not allow, or that llmopt sets"
+            )
 
 
 def _url(path: str, settings: Settings) -> str:

@@ -24,10 +24,10 @@ import pluggy
 
 from llmopt import hookspecs
 from llmopt.compatible import defaults
-from llmopt.errors import LLMOptError, PluginContractError
+from llmopt.errors import ConfigError, LLMOptError, PluginContractError
 from llmopt.hookspecs import PROJECT
 from llmopt.values.calls import BatchLimit, Call, ChatCall, EmbedCall, RateLimits, RequestCost, Settings
-from llmopt.values.catalog import CatalogPage
+from llmopt.values.catalog import CatalogPage, Model
 from llmopt.values.chat import ChatEvent, ChatReply, EventDecoder, ServerEvent, StreamStep
 from llmopt.values.embeddings import EmbeddedRows
 from llmopt.values.http import Failure, HttpRequest, HttpResponse, Verdict
@@ -94,7 +94,11 @@ class ProviderHooks:
 
     def provider_profile(self, entry: ProviderEntry) -> Profile:
         """See `llmopt.hookspecs.provider_profile`."""
-        return self._call_for(Profile, "provider_profile", entry)
+        profile = self._call_for(Profile, "provider_profile", entry)
+        for each in profile.models:
+            if not isinstance(each, Model):
+                raise self._wrong("provider_profile", each, "a Profile, with nothing but Model in its models")
+        return profile
 
     def batch_limit(self, call: EmbedCall, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.batch_limit`."""
@@ -361,6 +365,8 @@ def _manager(provider: str, plugin: object, wrappers: Sequence[object]) -> plugg
         for each in (plugin, *wrappers):
             owner = f"plugin {provider!r}" if each is plugin else f"wrapper {_name(each)}"
             _refuse_unmarked(owner, each, provider)
+            if manager.is_registered(each):
+                raise ConfigError(f"{owner} is given twice, by wrappers or plugins; leave one out.")
             manager.register(each)
             # A misspelled hook is an error here instead of a hook that is never called.
             manager.check_pending()

@@ -57,7 +57,7 @@ class Provider:
         if operation == "catalog":
             todo = "its documentation names its models"
         return InvalidInput(
-            f"the provider {self.name!r} has no {asked}, only {own or 'what llmopt does not know'}; {todo}.",
+            f"the provider {self.name!r} has no {asked}{own and f', only {own}'}; {todo}.",
             provider=self.name,
         )
 

@@ -68,7 +68,7 @@ class CallEnd(BaseEvent):
     Attributes:
         operation: what was asked for.
         outcome: "ok", "cancelled" or the name of the exception; "cancelled" also if the reader has left a stream.
-        items: number of texts, of replies, of models or of providers in the result.
+        items: number of texts, of replies, of models or of providers in the result. A reply that broke off counts.
         failures: how many of these have an error in place of a result.
         requests: HTTP requests that it sent.
         seconds: since its start.
