@@ -101,6 +101,16 @@ def test_debug_tells_one_call_from_its_start_to_its_end(story: list[str]) -> Non
     assert "requests: 2, results: 2, failed: 0, tokens: " in lines[-1]
 
 
+def test_a_list_of_models_is_told_in_words(story: list[str]) -> None:
+    """Without the number of tokens, as it has none."""
+    told = [line.partition("] ")[2] for line in story]
+    assert told[told.index("call for the models of server") :][:3] == [
+        "call for the models of server",
+        "catalog of server not in the cache: 1",
+        "request to server",
+    ]
+
+
 def test_info_has_no_line_for_every_request(story: list[str]) -> None:
     """The retry alone, of three calls."""
     assert [line.split(" ")[1] for line in story if line.startswith("INFO")] == ["llmopt.retry"]

@@ -148,15 +148,11 @@ REQUEST: Final = Log("request")
 # What is written of each kind of event: the logger, the level or the highest one that `_level` gives, and the sentence. Its
 # braces hold attributes of the event, and what `_words` adds to them.
 _LINES: Final[Mapping[object, tuple[Log, int, str]]] = {
-    events.CallStart: (REQUEST, DEBUG, "call for {operation} of {whom}{count}"),
+    events.CallStart: (REQUEST, DEBUG, "call for {asked} of {whom}{count}"),
     events.CallEnd: (REQUEST, DEBUG, "call ended: {outcome}, {seconds:.3f} s, {results}"),
-    events.RequestStart: (REQUEST, DEBUG, "request to {whom}{count}, tokens: about {tokens}"),
+    events.RequestStart: (REQUEST, DEBUG, "request to {whom}{count}{about}"),
     events.RequestAttempt: (REQUEST, DEBUG, "attempt {attempt} at {endpoint}: {outcome}, {answer}"),
-    events.RequestEnd: (
-        REQUEST,
-        DEBUG,
-        "request ended: {outcome}, {seconds:.3f} s, attempts: {attempts}",
-    ),
+    events.RequestEnd: (REQUEST, DEBUG, "request ended: {outcome}, {seconds:.3f} s, attempts: {attempts}"),
     events.StreamFirstChunk: (REQUEST, DEBUG, "the stream began after {seconds:.3f} s"),
     events.BatchSplit: (REQUEST, DEBUG, "a batch of {items} texts is split after {cause}"),
     events.CompressionRefused: (REQUEST, INFO, "{endpoint} refuses compressed requests: bodies go plain"),
@@ -172,8 +168,8 @@ _LINES: Final[Mapping[object, tuple[Log, int, str]]] = {
         "circuit {circuit}: {old} -> {new} ({break_duration_s:.1f} s){why}",
     ),
     events.EndpointSetAside: (CIRCUIT, WARNING, "{at} ({path}) does not serve {operation}{why}"),
-    events.CacheHit: (CACHE, DEBUG, "{items} of the {cache} of {whom} in the cache"),
-    events.CacheMiss: (CACHE, DEBUG, "{items} of the {cache} of {whom} not in the cache"),
+    events.CacheHit: (CACHE, DEBUG, "{cache} of {whom} in the cache: {items}"),
+    events.CacheMiss: (CACHE, DEBUG, "{cache} of {whom} not in the cache: {items}"),
     events.CacheStale: (CACHE, DEBUG, "an old list of {whom} is returned ({age:.0f} s, {cause})"),
     events.CacheRefresh: (CACHE, DEBUG, "list of {whom} refreshed: {outcome} after {seconds:.2f} s"),
 }
@@ -224,6 +220,8 @@ def _words(event: events.Event, values: Mapping[str, Any]) -> dict[str, object]:
     return {
         "whom": whom,
         "at": f"{whom} at {event.endpoint}",
+        "asked": "the models" if told("operation") == "catalog" else told("operation"),
+        "about": f", tokens: about {told('tokens')}" if told("tokens") else "",
         "count": f", {of}: {told('items')}" if of and told("items") else "",
         "wait": _WAITS.get(told("cause", "")),
         "why": f", after {told('cause')}: {told('message')}" if told("cause") else "",

@@ -216,3 +216,15 @@ def test_an_async_client_outlives_its_event_loop() -> None:
     assert asyncio.run(embed()) == (1, 256)
     assert asyncio.run(embed()) == (1, 256)
     asyncio.run(client.aclose())
+
+
+def test_a_listener_that_would_have_to_be_awaited_is_refused() -> None:
+    """Its events would be lost, with a warning of Python's for each of them."""
+
+    async def listen(_: object) -> None:
+        """Never called."""
+
+    with pytest.raises(
+        llmopt.ConfigError, match="on_event must be a function that takes one event, not an async"
+    ):
+        llmopt.Client({}, on_event=listen)  # type: ignore[arg-type]

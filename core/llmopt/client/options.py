@@ -6,6 +6,7 @@ which runs a property's code: of a plugin all that ``dir`` lists. A path's ``__f
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -147,7 +148,7 @@ def check_client_arguments(
             raise ConfigError(
                 f"plugins contains {type(plugin).__name__}, which has no function marked with @llmopt.hookimpl."
             )
-    if on_event is not None and not callable(on_event):
+    if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
         raise _wrong_type("on_event", "a function that takes one event", on_event)
     if flags is not None and not isinstance(flags, Mapping):
         raise _wrong_type("flags", "a mapping from flags to True or False", flags)
@@ -174,7 +175,8 @@ def _has_hooks(plugin: object) -> bool:
 
 
 def _wrong_type(name: str, expected: str, value: object) -> ConfigError:
-    return ConfigError(f"{name} must be {expected}, not {type(value).__name__}.")
+    given = "an async function" if inspect.iscoroutinefunction(value) else type(value).__name__
+    return ConfigError(f"{name} must be {expected}, not {given}.")
 
 
 def call_headers(headers: Any, reserved: Iterable[str]) -> Mapping[str, str]:
