@@ -25,6 +25,7 @@ from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar
 
 from llmopt.errors import ClientClosed, ConfigError
+from llmopt.policies.tasks import wait_for_future
 from llmopt.values.resources import local_errors
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class LoopThread:
         stopped, and is raised again.
 
         Raises:
-            ClientClosed: the loop was stopped before the coroutine ended.
+            ClientClosed: the loop was stopped before the coroutine ended: `Client.close` was called in another thread.
         """
         task = self.submit(coroutine)
         try:
@@ -135,10 +136,9 @@ def _check_threads_are_usable() -> None:
     for name, function, (sockets, threads) in _PATCHERS:
         is_patched = getattr(sys.modules.get(name), function, None)
         if is_patched is not None and is_patched(sockets) and not is_patched(threads):
-            library = name.partition(".")[0]
             raise ConfigError(
-                f"{library} has replaced sockets, but not threads (thread=False), and llmopt.Client needs a thread: "
-                f"let {library} replace everything, or nothing."
+                f"{name.partition('.')[0]} has replaced sockets, but not threads (thread=False), and llmopt.Client needs a "
+                "thread: let it replace everything, or nothing."
             )
 
 
@@ -172,10 +172,10 @@ class LoopTask(Generic[T]):
         Raises:
             ClientClosed: the loop was stopped before: `Client.close` was called in another thread.
         """
-        try:
-            return self.future.result()
-        except CancelledError:
-            raise ClientClosed("the client was closed during the call.") from None
+        wait_for_future(self.future)
+        if self.future.cancelled():
+            raise ClientClosed("the client was closed during the call.")
+        return self.future.result()
 
     def cancel(self) -> None:
         """Cancel the task, unless it has ended, and wait up to two seconds until it has stopped."""
