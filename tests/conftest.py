@@ -13,7 +13,7 @@ from hypothesis import settings
 from tests.support.scale import NIGHTLY
 
 # No deadline: an example that takes long on a busy machine is not a failure.
-settings.register_profile("change", max_examples=40, deadline=None)
+settings.register_profile("change", max_examples=30, deadline=None)
 settings.register_profile("nightly", max_examples=800, deadline=None)
 settings.load_profile("nightly" if NIGHTLY else "change")
 
