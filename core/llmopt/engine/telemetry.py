@@ -42,6 +42,7 @@ class Telemetry:
     def __init__(self, on_event: OnEvent | None) -> None:
         self.on_event: Final = on_event
         self.on_limits_changed: Callable[[str, str], None] = lambda *_: None
+        self._failed: Final[set[str]] = set()  # names of events on which the listener raised
 
     def wants(self, kind: object) -> bool:
         """Whether somebody listens to the events of this class."""
@@ -66,8 +67,11 @@ class Telemetry:
             try:
                 self.on_event(event)
             except Exception:  # noqa: BLE001 - a faulty listener must not fail the call
+                # Once for each kind: a call has a dozen events, and the listener may raise on all of them.
+                level = log.DEBUG if event.name in self._failed else log.WARNING
+                self._failed.add(event.name)
                 message = f"the listener on_event raised on {event.name}"
-                log.REQUEST.write(log.WARNING, "listener.failed", message, {"exc_info": True})
+                log.REQUEST.write(level, "listener.failed", message, {"exc_info": True})
 
     def breaker_changed(self, change: BreakerChanged) -> None:
         """A circuit breaker changed its state, in the current scope."""
