@@ -392,3 +392,18 @@ async def test_a_server_that_closes_early_causes_only_stale_connections() -> Non
         await asyncio.gather(*(worker(calls // 16) for _ in range(16)))
         assert len(server.requests) == calls
         assert stale < calls / 10
+
+
+@pytest.mark.row("C07")
+async def test_the_pool_warns_and_not_its_connector() -> None:
+    """The garbage collector may finalize either of them first; a connector that closed itself would silence the pool."""
+    async with FaultServer() as server:
+        pool = ConnectionPool()
+        await pool.send(embed_request(server))
+        (connector,) = pool._connectors.values()
+        connector.__del__()
+        assert not connector.closed
+        with pytest.warns(ResourceWarning, match="unclosed <ConnectionPool"):
+            pool.__del__()
+        await server.wait_all_closed()
+        await pool.aclose()

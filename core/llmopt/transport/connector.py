@@ -310,6 +310,10 @@ class Connector(aiohttp.TCPConnector):
         for protocol in list(self._acquired):
             protocol.abort()
 
+    def __del__(self, _: Any = None) -> None:
+        # Not aiohttp's, which closes and warns: the pool does both. Of two that are collected together either comes first.
+        pass
+
     def close_from_thread(self) -> None:
         """Close from another thread, or when the loop does not run: each connection ends as if the peer had closed it."""
         self._mark_closed()

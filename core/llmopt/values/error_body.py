@@ -246,9 +246,10 @@ _MAX_PAIRS: Final = 50
 def _decoded(body: bytes, charset: str) -> str:
     with suppress(UnicodeDecodeError):
         return body.decode()
-    # The server may name any codec of Python's; some refuse to replace what they cannot decode.
+    # The server may name any codec of Python's; some refuse to replace what they cannot decode, and punycode drops it all.
     with suppress(LookupError, UnicodeError):
-        return body.decode(charset or "utf-8", "replace")
+        if text := body.decode(charset or "utf-8", "replace"):
+            return text
     return body.decode("utf-8", "replace")
 
 
