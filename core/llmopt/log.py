@@ -61,7 +61,7 @@ class _Structlog:
     def _import(self) -> None:
         # It may fail, such as without a free descriptor: `logging` writes the same lines.
         with suppress(Exception):
-            import structlog  # noqa: F401
+            import structlog  # noqa: F401 - later found in sys.modules
 
 
 _structlog: Final = _Structlog()

@@ -227,4 +227,4 @@ def test_a_listener_that_would_have_to_be_awaited_is_refused() -> None:
     with pytest.raises(
         llmopt.ConfigError, match="on_event must be a function that takes one event, not an async"
     ):
-        llmopt.Client({}, on_event=listen)  # type: ignore[arg-type]
+        llmopt.Client({}, on_event=listen)  # type: ignore[arg-type] # the wrong type is what is tested

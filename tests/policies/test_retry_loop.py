@@ -320,7 +320,7 @@ def test_success_refunds_all_retries() -> None:
 
 
 def test_a_server_that_fails_at_random_does_not_empty_the_budget() -> None:
-    """A third of 1,500 requests fails; with the last retry's cost alone refunded, the budget is empty after 600."""
+    """A third of 1,500 requests fails; with the last retry's cost alone refunded, the budget is empty after 200 to 400."""
     chance, budget = random.Random(1), RetryBudget()
     outcomes: Counter[str] = Counter()
 

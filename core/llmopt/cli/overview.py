@@ -211,7 +211,7 @@ def _unmet_requirement(point: EntryPoint) -> str:
     from packaging.requirements import InvalidRequirement, Requirement
 
     for text in (point.dist.requires if point.dist is not None else None) or ():
-        # pip installed it, so what cannot be read is a file that somebody has changed.
+        # pip has checked it at the installation: one that cannot be read was changed by hand, and is skipped.
         with suppress(InvalidRequirement):
             needed = Requirement(text)
             applies = needed.marker is None or needed.marker.evaluate({"extra": ""})

@@ -146,7 +146,7 @@ class Components:
         require_asyncio()
         run = self._embed_run(model, options)
         work = embed(run, texts, errors=options.errors)
-        return await (observed(run, self.engine.clock, work, texts) if run.listening else work)
+        return await (observed(run, self.engine.clock, work, texts) if run.recording else work)
 
     def embed_stream(
         self, model: str, texts: Iterable[str] | AsyncIterable[str], options: EmbedOptions, order: PartOrder

@@ -347,7 +347,7 @@ class CallScope(Scope):
 
     Attributes:
         telemetry, operation, model: as passed to the constructor.
-        listening: whether somebody listens to every request.
+        recording: whether each request has events: for a listener, or for a log at DEBUG.
         requests: HTTP requests sent so far, failed ones included.
     """
 
@@ -360,7 +360,7 @@ class CallScope(Scope):
         self.telemetry = telemetry
         self.operation: Final = operation
         self.model: Final = model
-        self.listening: Final = telemetry.on_event is not None or REQUEST.enabled(DEBUG)
+        self.recording: Final = telemetry.on_event is not None or REQUEST.enabled(DEBUG)
         self._endpoint: Final = endpoint
 
     def fields(self) -> dict[str, Any]:
@@ -393,20 +393,20 @@ class RequestRecorder(Scope):
 
     Attributes:
         telemetry: gets the events.
-        enabled: whether somebody listens to every request; what only an event needs is not computed otherwise.
+        recording: as in the scope of the call; without it nothing is computed that only an event needs.
         endpoint: the one that was chosen last.
         attempt: number of the current attempt, 0 before the first.
         sent: HTTP requests sent so far.
     """
 
-    __slots__ = ("_call", "_key", "_scope", "attempt", "enabled", "endpoint", "sent", "telemetry")
+    __slots__ = ("_call", "_key", "_scope", "attempt", "endpoint", "recording", "sent", "telemetry")
 
     def __init__(self, call: Call, scope: CallScope, endpoint: LiveEndpoint) -> None:
         self._call: Final = call
         self._scope: Final = scope
         self._key = ""
         self.telemetry = scope.telemetry
-        self.enabled: Final = scope.listening
+        self.recording: Final = scope.recording
         self.endpoint = endpoint
         self.attempt = 0
         self.sent = 0
@@ -457,7 +457,7 @@ class RequestRecorder(Scope):
             metrics.errors[outcome] += 1
         if response is not None and response.info.compressed_size is not None:
             self.response_decoded(response.info.compressed_size, len(response.body))
-        if self.enabled:
+        if self.recording:
             self.emit(
                 RequestAttempt,
                 outcome=outcome,
@@ -470,7 +470,7 @@ class RequestRecorder(Scope):
     def response_decoded(self, received: int, size: int) -> None:
         """The response was compressed: ``received`` bytes were decoded to ``size`` bytes."""
         self.endpoint.metrics.compression.saved_received += size - received
-        if self.enabled:
+        if self.recording:
             self.emit(ResponseCompression, received=received, size=size)
 
     def response_parsed(self, response: HttpResponse, seconds: float) -> None:

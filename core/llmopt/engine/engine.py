@@ -135,7 +135,7 @@ class Engine:
         self.check_open(provider)
         with _ActiveCall(self._active_calls):
             pipeline = make(self.endpoint_group(provider), request, self.clock, self.telemetry)
-            if not pipeline.recorder.enabled:
+            if not pipeline.recorder.recording:
                 return await pipeline.run()
             with pipeline.recorder.bound():
                 return await pipeline.run()

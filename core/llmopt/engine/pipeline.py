@@ -103,7 +103,7 @@ class Pipeline(Generic[T]):
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
         self._started_at = self._clock.now()
-        if self.recorder.enabled:
+        if self.recorder.recording:
             self.recorder.request_started(self._request.items, self._request.tokens)
         outcome = CANCELLED
         try:
@@ -127,7 +127,7 @@ class Pipeline(Generic[T]):
         else:
             return value
         finally:
-            if self.recorder.enabled:
+            if self.recorder.recording:
                 self._record_end(outcome)
 
     def _complete(self, error: Exception) -> None:
@@ -400,12 +400,12 @@ class Pipeline(Generic[T]):
     async def _parse_response(self, endpoint: LiveEndpoint, response: HttpResponse, settings: Settings) -> T:
         """The value of a response. A large one is parsed in a thread while the event loop goes on."""
         call, parse = self._call, self._request.parse
-        started = self._clock.now() if self.recorder.enabled else 0.0
+        started = self._clock.now() if self.recorder.recording else 0.0
         if len(response.body) < _PARSE_IN_THREAD_BYTES[call.operation]:
             value = parse_or_raise(endpoint.hooks, call, response, settings, parse)
         else:
             value = await run_in_thread(parse_or_raise, endpoint.hooks, call, response, settings, parse)
-        if self.recorder.enabled:
+        if self.recorder.recording:
             self.recorder.response_parsed(response, self._clock.now() - started)
         return value
 

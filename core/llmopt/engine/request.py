@@ -126,7 +126,7 @@ class RequestEncoder:
         self._checked: Final[dict[tuple[object, ...], tuple[str, Mapping[str, str]]]] = {}
 
     def __call__(self, request: HttpRequest, settings: Settings) -> TransportRequest:
-        """Encode a plugin's request; its timeouts are set by whoever sends it.
+        """Encode a plugin's request. The pipeline sets its timeouts when it sends it.
 
         Raises:
             PluginContractError: the URL leaves the endpoint's origin, a header, the method or the body cannot be sent, or

@@ -350,7 +350,7 @@ class StreamPipeline(Pipeline[LiveStream]):
             head=head,
             timeouts=StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout),
             deadline=self._request.deadline,
-            on_chunk=self.recorder.stream_chunk if self.recorder.enabled else None,
+            on_chunk=self.recorder.stream_chunk if self.recorder.recording else None,
         )
         await stream.read_first(single_event)
         return stream

@@ -1,11 +1,11 @@
 """Telemetry of one client: events for the application's listener and for the log, counters per endpoint.
 
-Events are the classes of `llmopt.values.events`. None is made here that nobody wants, and an exception that a listener
-or a log handler raises never reaches a call. Nothing here awaits.
+Events are the classes of `llmopt.values.events`. One is made only if the listener or the log takes it, and an exception
+that a listener or a log handler raises never reaches a call. Nothing here awaits.
 
-A `Scope` is what the events of one call or request have in common. While somebody
-listens, a context variable holds the one that runs, for the events of what knows neither (the
-connection pool, circuit breakers, caches); a task that is started meanwhile inherits it.
+A `Scope` has the fields that all events of one call or request share. While events are taken, a context variable holds
+the scope that runs, for events of the connection pool, circuit breakers and caches, which know neither call nor
+request; a task that is started meanwhile inherits it.
 
 The only I/O are the records of `llmopt.log`. The user's listener is called directly, on the event loop of the request,
 so a slow one delays the other calls there. No clock: durations are passed in. All calls of an endpoint
@@ -45,7 +45,7 @@ class Telemetry:
         self._failed: Final[set[str]] = set()  # names of events on which the listener raised
 
     def wants(self, kind: object) -> bool:
-        """Whether somebody listens to the events of this class."""
+        """Whether the listener or the log takes events of this class."""
         return self.on_event is not None or log.wants(kind)
 
     def emit(self, kind: Callable[_P, Event], /, *args: _P.args, **fields: _P.kwargs) -> None:

@@ -137,7 +137,7 @@ class ChatRun(CallScope):
             scope=self,
         )
         self._rates.restore_soon(self._call)
-        if not self.listening:
+        if not self.recording:
             return await self._engine.open(self._provider, request)
         with self.bound():
             return await self._observed_stream(request)

@@ -68,7 +68,7 @@ _DOUBLINGS: Final = 0.75
 _FORGOTTEN: Final = 1_000.0
 _FALLEN: Final = 0.5
 """Below this part of the highest rate that was measured, refusals have another cause. Without it 3 % of random refusals left
-8 to 16 % of 50 requests a second over 35 minutes, and 75 to 86 % with it; 0.7 is no better."""
+8 to 17 % of 50 requests a second over 35 minutes, and 75 to 86 % with it; 0.7 is no better."""
 _TOKEN_SLACK: Final = 1.1
 """Sizes of requests vary. Without this margin both limits bind in turn, and 3 % of the throughput is lost."""
 _SOON_S: Final = 3.0
@@ -178,8 +178,8 @@ class UnexplainedRefusals:
     They are counted against the requests sent, and not against the answers: they arrive faster than these.
 
     Attributes:
-        needed: more than so many in a row count as noise; doubled when that was wrong.
-        noise: the share of requests that is refused at any rate; 0 for none.
+        needed: the number of refusals above which they count as random; doubled when that was wrong.
+        noise: the share of requests that is refused at random, whatever the rate; 0 for none.
     """
 
     needed: int = 1
@@ -200,7 +200,7 @@ class UnexplainedRefusals:
         self._refused, self._sent_before = 0, sent
 
     def become_noise(self, sent: int) -> bool:
-        """Whether there are so many that another cut would not help; `noise` is their share then."""
+        """Take the refusals for random ones, if there are enough of them; whether that was done."""
         if self._refused > max(1.0, _MINORITY * self._sent):
             self.restart(sent)
             return False
@@ -211,7 +211,7 @@ class UnexplainedRefusals:
         return True
 
     def end_noise(self) -> None:
-        """There were more than could be expected: something has changed, so that the rate counts again."""
+        """Take refusals for those of a limit again: there were more than the random ones explain."""
         self.noise = 0.0
         self.needed *= 2
 

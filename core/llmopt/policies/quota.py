@@ -130,7 +130,7 @@ _PROBE_AFTER_S: Final = 2.0
 _PROBE_AFTER_THROTTLES: Final = 3
 _MIN_PROBE_WAIT_S: Final = 1.0
 _ACCEPTED_PER_REFUSED: Final = 2
-"""With so many later requests accepted for each one that was refused too, a 429 concerned its own request."""
+"""A 429 concerned its own request alone once more than this many later requests are accepted for each refused one."""
 
 
 @define

@@ -336,9 +336,9 @@ class RetryBudget:
     It is the retry quota of the AWS SDKs' standard mode (botocore.retries.standard): full at 500 tokens, a retry
     after a transient failure takes 14 and one after throttling 5; a call that needs none pays back 1. An endpoint that
     is down thus gets about 35 retries, whatever the number of callers. In one point it differs: a call that succeeds
-    pays back what all its retries took, not the last one alone. So a server that fails at random is retried as long as
-    three retries mend nearly all, up to a third of its requests (0.35^4 x 42 < 0.65); with the last one alone a quarter
-    empties the budget, and in the long run 6 % of the calls fail instead of 0.4 %.
+    pays back what all its retries took, not the last one alone. So a server that fails a third of its requests at random
+    is still retried (42/81 < 2/3: what lost calls take, against what calls without a retry pay back). With the last one
+    alone a quarter empties the budget, and of 100,000 simulated calls 9 % fail instead of 0.4 %.
 
     Attributes:
         full: whether no cost is outstanding, so that a success changes nothing.

@@ -1,10 +1,10 @@
 """asyncio helpers: background tasks, a gather and a concurrent map, work in a thread, waiting in one, one value per loop.
 
 It starts tasks on the running event loop, and `run_in_thread` starts a new thread for each call, with a copy of the
-caller's context variables; the work is the caller's, and there is no other I/O and no clock. Event loops in several
-threads may share a `PerLoop` or a `TaskSet`, without a lock: each loop sets its own value only, and `TaskSet.aclose`
-cancels the tasks of the running loop only. Iterating over a `PerLoop` gives the
-values that were there when it began.
+caller's context variables; the work is the caller's, and there is no other I/O. `wait_for_future` alone blocks its
+thread, and wakes it twice a second. No other clock. Event loops in several threads may share a `PerLoop` or a
+`TaskSet`, without a lock: each loop sets its own value only, and `TaskSet.aclose` cancels the tasks of the running loop
+only. Iterating over a `PerLoop` gives the values that were there when it began.
 """
 
 from __future__ import annotations

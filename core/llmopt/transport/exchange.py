@@ -136,7 +136,7 @@ class LazyHeaders(Mapping[str, str]):
                 key = _lower_name(name)
                 if not value.isascii():
                     # Bytes that are not UTF-8 are lone surrogates here, which cannot be printed or stored.
-                    value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901
+                    value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - repaired
                 joined[key] = f"{joined[key]}, {value}" if key in joined else value
             self._joined = joined
         return self._joined

@@ -23,7 +23,7 @@ class ResponseStream:
     """A response whose body is read in chunks or as a whole; the base of the exchanges, which know the transport.
 
     Nothing is read ahead except what fits into the socket's buffer. There is no timeout between chunks: the caller has
-    its own. Whoever gets a stream closes it.
+    its own. The caller must close the stream.
 
     Attributes:
         state: how far the attempt has got.
