@@ -79,7 +79,7 @@ def test_a_file_names_wrappers_and_arguments_replace_them(fake: FakeProvider, tm
             "no wrapper 'zzz' is installed; llmopt plugins lists what is installed",
         ),
         ("tenant", llmopt.ConfigError, "wrappers: expected a list of names, got text"),
-        ([3], llmopt.ConfigError, "no wrapper 3 is installed"),
+        ([3], llmopt.ConfigError, "wrappers: expected a list of names"),
         (
             ["broken"],
             llmopt.PluginLoadError,

@@ -177,11 +177,15 @@ async def test_a_fault_of_the_decoder_is_the_plugins_error() -> None:
     assert "canary" not in str(caught.value)
 
 
-async def test_something_else_than_a_decoder_is_the_plugins_error() -> None:
-    """Both methods are needed."""
+@pytest.mark.parametrize(
+    ("made", "named"), [(object, "object"), (lambda: Decoder, "type")], ids=["an object", "a class"]
+)
+async def test_something_else_than_a_decoder_is_the_plugins_error(made: Any, named: str) -> None:
+    """Both methods are needed, and a class has those of its instances."""
     plugin = Converse()
-    plugin.decoder = object
+    plugin.decoder = made
     with pytest.raises(
-        llmopt.PluginContractError, match="decode_stream returned object; expected an EventDecoder"
+        llmopt.PluginContractError,
+        match=f"decode_stream returned {named}; expected an instance of an EventDecoder, or None",
     ):
         await read(answer(REPLY), plugin=plugin)

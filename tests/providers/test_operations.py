@@ -133,11 +133,15 @@ def test_an_entry_of_several_servers_has_what_one_of_them_has(plugin: Vectors) -
     assert asyncio.run(main()) == "hello"
 
 
-@pytest.mark.parametrize("value", ["chat", ["chat"], {"chat"}])
-def test_operations_of_another_type_are_refused_where_they_stand(value: Any) -> None:
-    """A str would be a set of letters."""
-    with pytest.raises(TypeError, match="operations"):
-        Profile(operations=value)
+@pytest.mark.parametrize("value", [["chat"], ("chat",), {"chat"}])
+def test_operations_are_any_collection_of_names(value: Any) -> None:
+    assert Profile(operations=value).operations == frozenset({"chat"})
+
+
+def test_one_name_is_no_collection_of_names() -> None:
+    """It would be a set of letters."""
+    with pytest.raises(TypeError, match=r"operations is a set of names, not one str; write \{'chat'\}\."):
+        Profile(operations="chat")  # type: ignore[arg-type]
 
 
 def test_the_command_line_says_that_there_is_no_list(

@@ -591,7 +591,7 @@ class Config:
     cache_dir: str | None = _path()
     shared: SharedEntry = field(factory=SharedEntry, validator=_instance_of(SharedEntry))
     wrappers: tuple[str, ...] | None = _field(
-        "a list of names", lambda v: isinstance(v, (list, tuple)), lambda v: v
+        "a list of names", lambda v: isinstance(v, (list, tuple)) and set(map(type, v)) <= {str}, lambda v: v
     )
 
     def entry(self, name: str) -> ProviderEntry:

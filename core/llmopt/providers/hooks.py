@@ -170,9 +170,10 @@ class ProviderHooks:
     def decode_stream(self, content_type: str, settings: Settings) -> EventDecoder | None:
         """See `llmopt.hookspecs.decode_stream`."""
         decoder = self._call("decode_stream", content_type, settings)
-        if decoder is None or isinstance(decoder, EventDecoder):
+        # A class has the methods of its instances.
+        if decoder is None or (isinstance(decoder, EventDecoder) and not isinstance(decoder, type)):
             return decoder
-        raise self._wrong("decode_stream", decoder, "an EventDecoder or None")
+        raise self._wrong("decode_stream", decoder, "an instance of an EventDecoder, or None")
 
     def classify_error(self, failure: Failure, settings: Settings) -> Verdict:
         """See `llmopt.hookspecs.classify_error`."""

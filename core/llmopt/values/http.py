@@ -75,7 +75,7 @@ class HttpRequest:
         method: "GET" or "POST".
         path: appended to the endpoint's base URL, or an absolute URL with the same origin as the endpoint.
         headers: header names and values. A secret may be in these only, never in the path or the body.
-        json: a body that the core encodes as JSON.
+        json: a body that the core encodes as JSON. A GET may have one, too, although many servers ignore it.
         content: a body of any other kind.
         content_type: of ``content``.
         form: the fields of a form. The core assembles them once for each attempt, beside the values themselves.

@@ -5,9 +5,11 @@ Pure: no I/O, no clock, no state. It names environment variables but reads none.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
+from attrs.converters import optional
 
 if TYPE_CHECKING:
     from llmopt.values.catalog import Model
@@ -69,6 +71,12 @@ class Option:
     env: tuple[str, ...] = ()
     help: str = ""
     choices: tuple[Any, ...] = ()
+
+
+def _operations(names: Iterable[str]) -> frozenset[str]:
+    if isinstance(names, str):
+        raise TypeError(f"operations is a set of names, not one str; write {{{names!r}}}.")
+    return frozenset(names)
 
 
 @frozen(kw_only=True)
@@ -136,8 +144,5 @@ class Profile:
     discovered: bool = True
     reads_base_url: bool = False
     in_process: bool = False
-    # A str would be a set of letters, and a list could be changed.
-    operations: frozenset[str] | None = field(
-        default=None, validator=validators.optional(validators.instance_of(frozenset))
-    )
+    operations: frozenset[str] | None = field(default=None, converter=optional(_operations))
     models: tuple[Model, ...] = ()
