@@ -7,25 +7,32 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Final
+
+HOST: Final = "127.0.0.1"
+ROOT: Final = Path(__file__).parents[2]
 
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
-    """Run a server until the block ends; entered when ``url`` answers."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT)
+def running(command: Sequence[str], url: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server until the block ends; entered when ``url`` answers, or, for tcp://, when its port accepts."""
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+        )
         try:
-            _wait(process, url, log)
-            yield
+            _wait(process, _accept(url) if url.startswith("tcp:") else partial(_ask, url), log)
+            yield process
         finally:
             process.terminate()
             process.wait(10)
@@ -33,12 +40,22 @@ def running(command: Sequence[str], url: str, log: Path) -> Iterator[None]:
                 process.stdin.close()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def _ask(url: str) -> None:
+    urllib.request.urlopen(url, timeout=5).close()
+
+
+def _accept(url: str) -> Callable[[], None]:
+    host, _, port = url.removeprefix("tcp://").rpartition(":")
+    return lambda: socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Callable[[], None], log: Path) -> None:
     # A server that is starting has no event to wait for: it is asked until it answers.
     for _ in range(300):
         if process.poll() is not None:
             raise RuntimeError(f"{process.args!r:.200} ended: {log.read_text()[-2000:]}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(OSError):
+            ready()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.1)
