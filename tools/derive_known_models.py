@@ -27,6 +27,7 @@ PLUGINS: Final[Mapping[str, tuple[str, str]]] = {
     "openai": ("openai", ""),
     "mistral": ("mistral", "mistral/"),
     "azure": ("azure", "azure/"),
+    "anthropic": ("anthropic", ""),
 }
 KINDS: Final[Mapping[str, str]] = {
     "chat": "chat",

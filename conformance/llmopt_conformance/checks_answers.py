@@ -65,6 +65,7 @@ def _numbers(subject: Subject) -> None:
 @embeddings_checks("base64")
 def _base64(subject: Subject) -> None:
     """A plugin that asks for base64 reads base64: float32, little-endian."""
+    subject.without("embeddings")
     body = BuiltRequest(subject, subject.embed_call()).body
     if not subject.samples.common or not isinstance(body, dict) or body.get("encoding_format") != "base64":
         raise NotApplicable("the plugin does not ask for base64")

@@ -19,6 +19,7 @@ from llmopt.decoding.ndjson import declared_format, decoder_of
 from llmopt.testing.harness import encode_request
 from tests.plugins.helpers import hooks
 from tests.support.emulators import (
+    AnthropicEmulator,
     AzureEmulator,
     Emulator,
     MistralEmulator,
@@ -34,6 +35,7 @@ CASES = {
     "mistral": ("mistral", MistralEmulator, {}, "mistral-small-latest", {}),
     "azure v1": ("azure", AzureEmulator, {}, "chat-mini", {}),
     "azure classic": ("azure", AzureEmulator, {"async_filter": True}, "chat-mini", {"api_version": "2024-10-21"}),
+    "anthropic": ("anthropic", AnthropicEmulator, {}, "claude-haiku-4-5", {}),
     "ollama": ("local", OllamaEmulator, {}, "qwen3:0.6b", {"flavour": "ollama"}),
     "ollama, the common way": ("local", OllamaEmulator, {}, "qwen3:0.6b", {}),
 }  # fmt: skip
@@ -73,8 +75,9 @@ async def _send(plugin: str, call: ChatCall, where: Settings) -> tuple[Any, Repl
         decoder = decoder_of(declared_format(response.headers["content-type"]))
         assert decoder is not None
         events = [event async for piece in response.content.iter_any() for event in decoder.feed(piece)]
+        parse = hooks(plugin).stream_parser(call, where)
         for event in [*events, *decoder.end()]:
-            parts = hooks(plugin).stream_parser(call, where)(event)
+            parts = parse(event)
             if isinstance(parts, Failure):
                 return parts, gathered
             for part in parts:
@@ -92,8 +95,8 @@ async def test_a_stream_and_a_whole_response_give_the_same_reply(case: str) -> N
     assert stream.text == whole.text == SAID
     assert stream.finish_reason == whole.finish_reason == "stop"
     assert whole.usage is not None
-    # Who puts it together counts the request.
-    assert stream.usage == evolve(whole.usage, requests=1)
+    # Who puts it together counts the request, and adds the parts.
+    assert stream.usage == evolve(whole.usage.after(None), requests=1)
     assert whole.usage.completion_tokens == len(SAID.split())
     assert stream.model == whole.model
     assert stream.last

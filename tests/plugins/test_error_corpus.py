@@ -22,6 +22,7 @@ BASES = {
     "azure": "https://r.openai.azure.com",
     "local": "http://127.0.0.1:8000/v1",
     "compatible": "https://openrouter.ai/api/v1",
+    "anthropic": "https://api.anthropic.com/v1",
 }
 
 

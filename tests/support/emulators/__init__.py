@@ -3,6 +3,7 @@
 From a shell, at the root of the repository: ``python -m tests.support.emulators openai --port 8080``.
 """
 
+from tests.support.emulators.anthropic import AnthropicEmulator
 from tests.support.emulators.azure import AzureEmulator
 from tests.support.emulators.base import Emulator, Received, Refusal, serve_in_thread, token_count, vector_for
 from tests.support.emulators.mistral import MistralEmulator, MistralModel
@@ -11,6 +12,7 @@ from tests.support.emulators.openai import OpenAIEmulator, go_duration
 from tests.support.emulators.tei import TEIEmulator
 
 __all__ = [
+    "AnthropicEmulator",
     "AzureEmulator",
     "Emulator",
     "MistralEmulator",

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 
 from tests.support.emulators import (
+    AnthropicEmulator,
     AzureEmulator,
     Emulator,
     MistralEmulator,
@@ -16,6 +17,7 @@ from tests.support.emulators import (
 EMULATORS: dict[str, type[Emulator]] = {
     "openai": OpenAIEmulator,
     "azure": AzureEmulator,
+    "anthropic": AnthropicEmulator,
     "mistral": MistralEmulator,
     "ollama": OllamaEmulator,
     "tei": TEIEmulator,

@@ -189,6 +189,10 @@ class Budget:
         self.limit, self._clock, self._steady = limit, clock, steady
         self._level, self._seen = float(limit), clock()
 
+    def now(self) -> float:
+        """The time by this budget's clock."""
+        return self._clock()
+
     @property
     def remaining(self) -> int:
         self._refill()
