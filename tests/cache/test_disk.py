@@ -20,7 +20,7 @@ import pytest
 import llmopt
 from llmopt.cache.disk import DiskStore
 from llmopt.cache.files import CacheFiles
-from llmopt.cache.sqlite import LockTimeout, classify_sqlite_error, file_lock
+from llmopt.cache.sqlite import Database, LockTimeout, classify_sqlite_error, file_lock
 from tests.cache.stores import item, key, opened, works
 from tests.support.faults import FaultServer, answer_openai
 
@@ -534,3 +534,21 @@ def test_a_folder_that_cannot_be_created_raises_nothing() -> None:
 
     assert not asyncio.run(main())
     assert DiskStore("~/x").folder.is_absolute()
+
+
+def test_a_file_that_vanishes_while_it_is_opened_leaves_no_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python 3.13 warns of one that is not closed."""
+    made: list[sqlite3.Connection] = []
+
+    def configure_and_delete(connection: sqlite3.Connection, **_: object) -> None:
+        made.append(connection)
+        (tmp_path / DB).unlink()
+
+    monkeypatch.setattr("llmopt.cache.sqlite.configure", configure_and_delete)
+    (tmp_path / DB).touch()
+    with pytest.raises(FileNotFoundError):
+        Database(tmp_path / DB, max_bytes=1 << 20, wall=lambda: 0.0, lock=tmp_path / "lock")
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        made[0].execute("SELECT 1")

@@ -114,10 +114,11 @@ class Database:
             )
             try:
                 configure(self._connection, manual_checkpoints=self._lock is not None)
+                # The file may be gone by now.
+                self.inode: Final = path.stat().st_ino
             except BaseException:
                 self._connection.close()
                 raise
-        self.inode: Final = path.stat().st_ino
 
     def get(self, keys: Sequence[bytes]) -> tuple[dict[bytes, bytes], list[bytes]]:
         """Return the values that are there, and the keys whose time of last use should be updated."""
