@@ -172,7 +172,7 @@ class _Codec:
             # In the order of the response; a careful program copies the rows only if the order is another one.
             assert [item.index for item in data] == list(range(len(data)))
             rows_of_lists: Any = self._embeddings.rows_of_lists
-            return rows_of_lists(body, lists[1])  # type: ignore[no-any-return]
+            return rows_of_lists(lists[1])  # type: ignore[no-any-return]
         data = self._split(body).data
         rows: Any = None
         for item in data:

@@ -8,15 +8,18 @@ import math
 import struct
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmopt import InvalidResponse
+from llmopt.compatible import embeddings
 from llmopt.compatible.embeddings import decode_embeddings
 from llmopt.operations.embed_results import in_input_order
+from tests.support.scale import scaled
 
 numbers = st.floats(-(2.0**50), 2.0**50, width=32, allow_nan=False, allow_infinity=False)
 
@@ -271,3 +274,110 @@ def test_an_empty_list_is_valid() -> None:
     rows = decode_embeddings(b'{"data": []}')
     assert rows is not None
     assert rows.vectors.shape == (0, 0)
+
+
+def outcome(data: bytes) -> object:
+    """What a body gives, or the words of its error."""
+    try:
+        rows = decode_embeddings(data)
+    except InvalidResponse as error:
+        return error.reason, error.message
+    if rows is None:
+        return None
+    indices = None if rows.indices is None else rows.indices.tolist()
+    return rows.vectors.shape, rows.vectors.tobytes(), indices, rows.usage, rows.model
+
+
+KEYS = st.sampled_from(['"embedding":', '"embedding" : ', '"x":{"embedding":"AACAPwAA"},"embedding":'])
+PIECES = st.sampled_from(
+    [
+        '"embedding":',
+        '"embedding" : ',
+        '\\"embedding\\":',
+        '"a\\"embedding":',
+        '"index":',
+        '"index":0',
+        '"data":[',
+        '"usage":',
+        '"AACAPwAAAEA="',
+        '"AACAPwAAAEAAAEBA"',
+        '"AACAPw=="',
+        '"AACAPwAA"',
+        '"AA=="',
+        '"AACA\\/w=="',
+        '"*"',
+        '""',
+        '"',
+        "[1.0,2.0,3.0]",
+        "[1.0,2.0]",
+        "[]",
+        "[[1.0]]",
+        "[1.0,null]",
+        "[1e39,1.0,2.0]",
+        "null",
+        "{",
+        "}",
+        "]",
+        ",",
+        " ",
+        "\\",
+        "\u00e4",
+    ]
+)
+PLAIN = st.sampled_from(['"AACAPwAA"', '"AACAPwAAAEA="', '"AACAPwAAAEAAAEBA"', '"AACA\\/w=="', "[1.0,2.0]"])
+ITEMS = st.one_of(
+    # All alike, as servers write them, or anything.
+    st.builds(lambda key, value, count: [("", key, value)] * count, KEYS, PLAIN, st.integers(1, 4)),
+    st.lists(st.tuples(st.just(""), KEYS, PLAIN), min_size=1, max_size=4),
+    st.lists(
+        st.tuples(st.sampled_from(["", '"x":', '"embedding":"*",', '"embedding":[3.0],']), PIECES, PIECES),
+        min_size=1,
+        max_size=4,
+    ),
+)
+
+
+@pytest.mark.row("P04", "P05", "P06", "P07")
+@settings(max_examples=scaled(100, 5_000), deadline=None)
+@given(items=ITEMS, before=st.lists(PIECES, max_size=2), after=st.lists(PIECES, max_size=2))
+@example([("", '"embedding":', '"*"')], [], [])
+@example([('"x":', '{"embedding":"AACAPwAA"},"embedding":', '""')], [], [])
+@example([('"x":', '{"embedding":"AACAPw=="},"embedding": ', '"*"')], [], [])
+@example([('"a\\"embedding":"AACAPw==",', '"embedding": ', '""')], [], [])
+@example([("", '"embedding":', '"AACAPwAAAEA="'), ("", '"embedding":', '"AACAPwAAAA=="')], [], [])
+@example([("", '"embedding":', '"AACAPwAA"'), ("", '"embedding":', '"AACAPw=="')], [], [])
+def test_vectors_that_are_cut_out_are_those_of_the_whole_body(
+    items: list[tuple[str, ...]], before: list[str], after: list[str]
+) -> None:
+    """Whatever a server sends: the same vectors as without the cut, or the same words."""
+    listed = ",".join(f'{{"index":{at},{"".join(item)}}}' for at, item in enumerate(items))
+    data = f'{{{"".join(before)}"data":[{listed}]{"".join(after)}}}'.encode()
+    found = outcome(data)
+    with patch.object(embeddings, "_from_cuts", lambda _: None):
+        assert outcome(data) == found
+
+
+@pytest.mark.parametrize("dimensions", [2, 3, 4, 1_700])
+@pytest.mark.parametrize("form", [base64_of, list], ids=["base64", "lists"])
+def test_many_vectors_are_read_in_groups(form: Callable[[list[float]], Any], dimensions: int) -> None:
+    """With and without padding, in short lists and in long ones."""
+    vectors = [[number + at / 7 for at in range(dimensions)] for number in range(1, 30)]
+    data = body(*map(form, vectors))
+    rows = decode_embeddings(data)
+    assert rows is not None
+    np.testing.assert_array_equal(rows.vectors, np.array(vectors, dtype=np.float32))
+    for size in (8, 5_000, 100_000):
+        with patch.multiple(embeddings, _LARGE_BODY=size, _GROUP_BYTES=15_000):
+            again = decode_embeddings(data)
+        assert again is not None
+        assert again.vectors.tobytes() == rows.vectors.tobytes()
+
+
+def test_the_vectors_of_a_response_can_be_written_to() -> None:
+    """They belong to the caller, also where the bytes of a text are their memory."""
+    for vectors in ([base64_of([1.0])], [base64_of([1.0])] * 3, [base64_of([1.0, 2.0, 3.0])] * 3, [[1.0]]):
+        rows = decode_embeddings(body(*vectors))
+        assert rows is not None
+        np.add(rows.vectors, 1, out=rows.vectors)
+        assert rows.vectors[0, 0] == 2.0
+        assert rows.vectors.flags.c_contiguous

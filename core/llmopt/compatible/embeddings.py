@@ -1,9 +1,9 @@
 """Embeddings in the OpenAI-compatible dialect: the request body, and the response as one float32 array.
 
-No Python object is made for a number. Base64 vectors: a typed msgspec decode leaves each one as raw bytes, which are
-decoded straight into its row. Lists of numbers: their text is cut out of the body before anything parses it, and
-simdjson reads each list into a buffer. Anything unusual goes through a slower path that reads vector by vector and
-can say which one is wrong.
+No Python object is made for a number. The texts of the vectors are cut out of the body before anything parses it. Base64
+of all vectors is decoded in one step, into the array's own memory; lists of numbers are read by simdjson into a
+buffer, several at a time. Anything unusual goes through a slower path that reads vector by vector and can say which one
+is wrong. Neither library releases the GIL, so that a second thread would not decode any faster.
 
 No I/O and no clock. numpy, simdjson and pybase64 are imported at first use. The engine calls the hook
 `parse_embeddings` on the event loop, for large responses in a worker thread. Nothing that changes is shared; responses
@@ -14,8 +14,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import chain
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -89,8 +88,7 @@ def decode_embeddings(body: bytes) -> EmbeddedRows | None:
         InvalidResponse: the body is another object, a vector cannot be read, or vectors differ in length.
             ``reason`` is "json", "index", "type", "base64", "non_finite" or "dimensions".
     """
-    fast = _from_lists(body)
-    if fast is not None:
+    if (fast := _from_cuts(body)) is not None:
         return fast
     try:
         decoded = _decoder.decode(body)
@@ -106,21 +104,23 @@ def decode_embeddings(body: bytes) -> EmbeddedRows | None:
     return _embedded(decoded, decoded.data, vectors)
 
 
-def _from_lists(body: bytes) -> EmbeddedRows | None:
-    """The fast path for lists of numbers; None if the body needs the other path."""
-    cut = cut_lists(body)
+def _from_cuts(body: bytes) -> EmbeddedRows | None:
+    """The fast path; None if the body needs the other one, which can say what is wrong with it."""
+    cut, left, read = _cut_strings(body), _CUT_STRING, _rows_of_base64
+    if cut is None:
+        cut, left, read = cut_lists(body), _CUT_LIST, rows_of_lists
     if cut is None:
         return None
-    rest, spans = cut
+    rest, texts = cut
     try:
         decoded = _decoder.decode(rest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     items = decoded.data or ()
-    # A bracket in a string, or a vector that is not a list: the slow path reads such a body correctly.
-    if decoded.error or len(items) != len(spans) or any(bytes(item.embedding) != b"[]" for item in items):
+    # A bracket in a string, or a vector in another form: the slow path reads such a body correctly.
+    if decoded.error or list(map(_embedding_of, items)) != [left] * len(texts):
         return None
-    vectors = rows_of_lists(body, spans)
+    vectors = read(texts)
     if vectors is None:
         return None
     check_byte_order(vectors[0])
@@ -240,86 +240,106 @@ def _detail(usage: dict[str, Any], name: str, *groups: str) -> int:
     return max(counts, default=NOT_TOLD)
 
 
-# Lists of numbers: cut out of the body before anything parses it.
+# Vectors: cut out of the body before anything parses it.
 #
-# They are nearly all of its bytes, and a JSON parser would read them only to find where they end. Numbers contain no
-# brackets, so a search for brackets finds the ends; the rest is short. Reading each list into a buffer then takes
-# 0.8 ns per byte, half of what splitting with a JSON parser and then reading took.
+# They are nearly all of its bytes, and a JSON parser would read them only to find where they end. Neither base64 contains
+# quotes nor numbers brackets, so a search for those finds the ends; the rest is short.
 
-Span = tuple[int, int]
 _LARGE_BODY: Final = 8 << 20
-_BLOCK_BYTES: Final = 8 << 20
-"""Bytes of lists that a large body converts to float32 in one step. numpy releases the GIL for each conversion; with one
-for every list, a few microseconds long, other threads failed to get the GIL for up to 70 ms."""
+"""Bytes. Of so many, lists are converted to float32 in blocks of as many: numpy releases the GIL for each conversion, and
+with one for every list, a few microseconds long, other threads failed to get the GIL for up to 70 ms."""
+_GROUP_BYTES: Final = 96 << 10
+_SHORT_LIST: Final = 12 << 10
+"""Bytes. Lists shorter than this are parsed in groups: 512 of 8 kB take 7.8 ms instead of 8.4. Groups of 512 kB take as long
+as single lists, because the parser's tape leaves the processor's cache; longer lists gain nothing."""
 _MAX_FIRST_OFFSET: Final = 1024
-"""Bytes between the list of items and the first list of numbers; a body without one there has another form."""
+"""Bytes before the first vector, from the list of items on; a body without one there has another form."""
+_STRING_START: Final = re.compile(rb'"embedding"\s*:\s*"')
+_BEFORE_KEY: Final = b"{, \t\r\n"
+"""One of these is before a key. Where a string ends or holds a quote, one of them cannot be before it in any JSON."""
+_CUT_STRING: Final = msgspec.Raw(b'"*"')
+_CUT_LIST: Final = msgspec.Raw(b"[]")
+_Cut = tuple[bytes, list[memoryview]]
 
 
-def cut_lists(body: bytes) -> tuple[bytes, list[Span]] | None:
+def _cut_strings(body: bytes) -> _Cut | None:
+    """Cut the strings in ``embedding`` out of a body, with ``*`` in their place.
+
+    What was cut may be no base64, or be of another object, so the caller decodes it and looks for each ``"*"`` in the items.
+    None if there is none at the beginning, or if another value is ``"*"``.
+    """
+    first = _STRING_START.search(body, 0, _MAX_FIRST_OFFSET)
+    if first is None or body[first.start() - 1] not in _BEFORE_KEY:
+        return None
+    # A server writes all its items alike. One that is written in another way stays in the rest.
+    cut = _cut(body, first.end(), body[first.start() - 1 : first.end()], b'"', b"*")
+    return cut if cut is not None and cut[0].count(b'"*"') == len(cut[1]) else None
+
+
+def cut_lists(body: bytes) -> _Cut | None:
     """Cut the lists of numbers out of a body.
 
     Args:
         body: any bytes; usually JSON.
 
     Returns:
-        The body with ``[]`` in place of each list inside the outermost one, and the start and end of each list,
-        brackets included. None if there are no such lists, or if they are nested. A bracket inside a string
-        yields one list too many, so the caller compares their number with the number of items.
+        The body with ``[]`` in place of each list inside the outermost one, and the text between the brackets of each
+        list. None if there are no such lists. A bracket inside a string yields one list too many, so the caller compares
+        their number with the number of items. A list in a list is cut at its first end, so that `rows_of_lists` cannot
+        read it.
     """
     outer = body.find(b"[")
     start = body.find(b"[", outer + 1, outer + 1 + _MAX_FIRST_OFFSET) if outer >= 0 else -1
-    if start < 0:
-        return None
-    rest, spans, at = [], [], 0
-    while start >= 0:
-        end = body.find(b"]", start)
-        following = body.find(b"[", start + 1)
-        if end < 0 or 0 <= following < end:
+    return _cut(body, start + 1, b"[", b"]", b"") if start >= 0 else None
+
+
+def _cut(body: bytes, start: int, before: bytes, after: bytes, left: bytes) -> _Cut | None:
+    view, rest, texts, at = memoryview(body), [], [], 0
+    while start >= len(before):
+        end = body.find(after, start)
+        if end < 0:
             return None
-        rest.append(body[at : start + 1])
-        spans.append((start, end + 1))
-        at, start = end, following
+        rest.append(body[at:start])
+        texts.append(view[start:end])
+        at, start = end, body.find(before, end) + len(before)
     rest.append(body[at:])
-    return b"".join(rest), spans
+    return left.join(rest), texts
 
 
-def rows_of_lists(body: bytes, spans: Sequence[Span]) -> NDArray[np.float32] | None:
+def rows_of_lists(texts: Sequence[memoryview]) -> NDArray[np.float32] | None:
     """Read lists of numbers into the rows of one array.
 
     Args:
-        body: the response body.
-        spans: at least one, as `cut_lists` returns them.
+        texts: what is between the brackets of each list; at least one.
 
     Returns:
-        float32, shape (len(spans), d). None if a list holds anything but numbers, or has another length.
+        float32, shape (len(texts), d). None if a list holds anything but numbers, or has another length.
     """
     import numpy as np
     import simdjson
 
-    parse = simdjson.Parser().parse
+    parse, count, length, widths = simdjson.Parser().parse, len(texts), len(texts[0]) + 1, set[int]()
+    block = max(1, (_GROUP_BYTES if count * length < _LARGE_BODY else _LARGE_BODY) // length)
+    group = _GROUP_BYTES // length if length < _SHORT_LIST else 1
 
-    def read(span: Span) -> memoryview:
-        # One expression: the parser refuses new input while a value of the last one is still referenced.
-        return memoryview(parse(body[span[0] : span[1]]).as_buffer(of_type="d"))  # type: ignore[union-attr] # a list
+    def read(begin: int, end: int) -> memoryview:
+        # A list inside one of these would leave a bracket open.
+        lists: Any = parse(b"[[%b]]" % b"],[".join(texts[begin:end]))
+        widths.update(map(len, lists))
+        return memoryview(lists.as_buffer(of_type="d"))
 
-    count, (start, end) = len(spans), spans[0]
-    block = 1 if len(body) < _LARGE_BODY else min(count, max(1, _BLOCK_BYTES // (end - start)))
+    rows = None
     try:
-        lists: Iterator[memoryview] = map(read, spans)
-        first = next(lists)
-        lists, size = chain((first,), lists), first.nbytes
-        rows = np.empty((count, size // 8), np.float32)
-        wide = np.empty((block, size // 8), np.float64)
-        space = wide.data.cast("B")
-        # A number beyond float32 becomes infinity, which the check for finite numbers reports; no warning is
-        # due.
+        # A number beyond float32 becomes infinity, which the check for finite numbers reports; no warning is due.
         with np.errstate(over="ignore"):
             for begin in range(0, count, block):
-                filled = min(block, count - begin)
-                for at in range(0, filled * size, size):
-                    # Raises ValueError for a list of another length.
-                    space[at : at + size] = next(lists)
-                rows[begin : begin + filled] = wide[:filled]
+                end = min(begin + block, count)
+                numbers = b"".join([read(at, min(at + group, end)) for at in range(begin, end, group)])
+                if len(widths) > 1:
+                    return None
+                if rows is None:
+                    rows = np.empty((count, *widths), np.float32)
+                rows[begin:end].reshape(-1)[:] = np.frombuffer(numbers)
     except (ValueError, TypeError, RuntimeError):
         return None
     return rows
@@ -333,8 +353,7 @@ _MIN_MAGNITUDE: Final = 1e-18
 _MIN_SQUARED_NORM: Final = 1e-30
 _MAX_SQUARED_NORM: Final = 1e30
 _MAX_NORM_SIZE: Final = 8_192
-_QUOTE: Final = 0x22
-_BRACKET: Final = 0x5B
+_PADDING: Final = ord("=")
 
 
 def rows_from_raw(raws: Sequence[msgspec.Raw]) -> NDArray[np.float32]:
@@ -353,27 +372,25 @@ def rows_from_raw(raws: Sequence[msgspec.Raw]) -> NDArray[np.float32]:
 
     if not raws:
         return np.empty((0, 0), dtype=np.float32)
-    rows, done = _plain_base64(raws)
-    if rows is None or done < len(raws):
-        rows = _any_form(raws, rows, done)
+    texts, rows = list(map(bytes, raws)), None
+    starts, inner = {text[:1] for text in texts}, [memoryview(text)[1:-1] for text in texts]
+    if starts == {b'"'}:
+        rows = _rows_of_base64(inner)
+    elif starts == {b"["} and all(text.find(b"[", 1) < 0 for text in texts):
+        rows = rows_of_lists(inner)
+    if rows is None:
+        rows = _any_form(texts)
     check_byte_order(rows[0])
     return rows
 
 
-def _any_form(
-    raws: Sequence[msgspec.Raw], rows: NDArray[np.float32] | None, start: int
-) -> NDArray[np.float32]:
-    """Decode the vectors from ``start`` on, one by one; ``rows`` holds the ones before."""
+def _any_form(texts: Sequence[bytes]) -> NDArray[np.float32]:
+    """Decode vectors one by one."""
     import numpy as np
 
-    read = _RowReader()
-    if rows is None:
-        first = read(raws[0], 0)
-        rows = np.empty((len(raws), first.size), dtype=np.float32)
-        rows[0] = first
-        start = 1
-    for number in range(start, len(raws)):
-        row = read(raws[number], number)
+    rows = np.empty((len(texts), _vector(texts[0], 0).size), dtype=np.float32)
+    for number, text in enumerate(texts):
+        row = _vector(text, number)
         if row.size != rows.shape[1]:
             raise invalid(
                 f"vector {number} of the response has {row.size} numbers, vector 0 has {rows.shape[1]}.",
@@ -383,31 +400,36 @@ def _any_form(
     return rows
 
 
-def _plain_base64(raws: Sequence[msgspec.Raw]) -> tuple[NDArray[np.float32] | None, int]:
-    """Decode base64 into rows up to the first vector that is not base64; return the rows and their number."""
+def _rows_of_base64(texts: Sequence[memoryview]) -> NDArray[np.float32] | None:
+    """Decode vectors in base64 to the rows of one array; None unless all are base64 of the same length."""
     import numpy as np
-    from pybase64 import b64decode
+    import pybase64
 
-    rows = None
-    done = size = 0
-    space = memoryview(b"")
+    decode, count, length = pybase64.b64decode, len(texts), len(texts[0])
     try:
-        for done, raw in enumerate(raws):
-            text = memoryview(raw)
-            if text[0] != _QUOTE:
-                return rows, done
-            data = b64decode(text[1:-1], validate=True)
-            if rows is None:
-                size = len(data)
-                if not size or size % 4 or sys.byteorder != "little":
-                    return None, 0
-                rows = np.empty((len(raws), size // 4), dtype=np.float32)
-                space = rows.data.cast("B")
-            # Raises ValueError for a vector of another length, too.
-            space[size * done : size * (done + 1)] = data
+        if count == 1:
+            data = pybase64.b64decode_as_bytearray(texts[0], validate=True)
+            size = len(data)
+        elif {*map(len, texts)} != {length}:
+            return None
+        elif length and texts[0][-1] != _PADDING and count * length < _LARGE_BODY:
+            # Without padding, base64 goes on with the next text: one step, in half of the time, straight into the array's
+            # memory. A large body is not copied for that.
+            data = pybase64.b64decode_as_bytearray(b"".join(texts), validate=True)
+            # Of no text more than this, and so of all.
+            size = length // 4 * 3
+        else:
+            size = len(decode(texts[0], validate=True))
+            data = bytearray(size * count)
+            space = memoryview(data)
+            for number, text in enumerate(texts):
+                # Raises ValueError for a vector of another size, too.
+                space[number * size : (number + 1) * size] = decode(text, validate=True)
     except ValueError:
-        return rows, done
-    return rows, len(raws)
+        return None
+    if not size or size % 4 or len(data) != size * count or sys.byteorder != "little":
+        return None
+    return np.ndarray((count, size // 4), np.float32, data)
 
 
 def check_byte_order(row: NDArray[np.floating[Any]]) -> None:
@@ -415,11 +437,11 @@ def check_byte_order(row: NDArray[np.floating[Any]]) -> None:
 
     One row is enough, because a server does not change its byte order within a response.
     """
-    import numpy as np
-
-    if row.size <= _MAX_NORM_SIZE and _MIN_SQUARED_NORM < np.vdot(row, row) < _MAX_SQUARED_NORM:
+    if row.size <= _MAX_NORM_SIZE and _MIN_SQUARED_NORM < row.dot(row) < _MAX_SQUARED_NORM:
         # The squared norm bounds the largest number: one pass over the row instead of three.
         return
+    import numpy as np
+
     largest = float(np.abs(row).max(initial=0.0))
     # Another check reports NaN and infinity, with the position of the vector.
     if not np.isfinite(largest):
@@ -430,53 +452,44 @@ def check_byte_order(row: NDArray[np.floating[Any]]) -> None:
         )
 
 
-class _RowReader:
-    """Reads vectors one by one, with one parser and one buffer for all."""
+def _vector(text: bytes, number: int) -> NDArray[np.floating[Any]]:
+    if text[:1] == b'"':
+        return _from_base64(text, number)
+    if text[:1] == b"[":
+        return _from_list(text, number)
+    raise invalid(f"vector {number} of the response is neither base64 nor a list.", "type")
 
-    def __init__(self) -> None:
-        import numpy as np
-        import pybase64
-        import simdjson
 
-        self._np = np
-        self._unbase64 = pybase64.b64decode
-        self._parser = simdjson.Parser()
+def _from_base64(text: bytes, number: int) -> NDArray[np.floating[Any]]:
+    import numpy as np
+    from pybase64 import b64decode
 
-    def __call__(self, raw: msgspec.Raw, number: int) -> NDArray[np.floating[Any]]:
-        view = memoryview(raw)
-        if view and view[0] == _QUOTE:
-            return self._from_base64(view, number)
-        if view and view[0] == _BRACKET:
-            return self._from_list(bytes(view), number)
-        raise invalid(f"vector {number} of the response is neither base64 nor a list.", "type")
-
-    def _from_base64(self, view: memoryview, number: int) -> NDArray[np.floating[Any]]:
-        text = bytes(view[1:-1])
+    try:
         # JSON may escape a slash as \\/.
-        if b"\\" in text:
-            text = msgspec.json.decode(view, type=str).encode()
-        try:
-            data = self._unbase64(text, validate=True)
-        except ValueError:
-            raise invalid(f"vector {number} of the response is not base64.", "base64") from None
-        if len(data) % 4:
-            raise invalid(
-                f"vector {number} of the response has {len(data)} bytes, not a multiple of 4.",
-                "base64",
-            )
-        return self._np.frombuffer(data, dtype="<f4")
+        escaped = b"\\" in text
+        data = b64decode(msgspec.json.decode(text, type=str) if escaped else text[1:-1], validate=True)
+    except ValueError:
+        raise invalid(f"vector {number} of the response is not base64.", "base64") from None
+    if len(data) % 4:
+        raise invalid(
+            f"vector {number} of the response has {len(data)} bytes, not a multiple of 4.", "base64"
+        )
+    return np.frombuffer(data, dtype="<f4")
 
-    def _from_list(self, text: bytes, number: int) -> NDArray[np.floating[Any]]:
-        # The parser's buffer flattens nested lists, so they are refused here.
-        if text.count(b"[") != 1:
-            raise invalid(f"vector {number} of the response holds a value that is not a number.", "type")
-        try:
-            values: Any = self._parser.parse(text)
-            numbers = self._np.frombuffer(values.as_buffer(of_type="d"), dtype=self._np.float64)
-        except (ValueError, TypeError, RuntimeError) as error:
-            reason = "non_finite" if "NUMBER_ERROR" in str(error) else "type"
-            raise invalid(
-                f"vector {number} of the response holds a value that is not a finite number.", reason
-            ) from None
-        with self._np.errstate(over="ignore"):
-            return numbers.astype(self._np.float32)
+
+def _from_list(text: bytes, number: int) -> NDArray[np.floating[Any]]:
+    import numpy as np
+    from simdjson import Parser
+
+    # The parser's buffer flattens nested lists, so they are refused here.
+    if text.count(b"[") != 1:
+        raise invalid(f"vector {number} of the response holds a value that is not a number.", "type")
+    try:
+        values: Any = Parser().parse(text)
+        numbers = np.frombuffer(values.as_buffer(of_type="d"))
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = "non_finite" if "NUMBER_ERROR" in str(error) else "type"
+        said = f"vector {number} of the response holds a value that is not a finite number."
+        raise invalid(said, reason) from None
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float32)
