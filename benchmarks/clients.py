@@ -104,6 +104,10 @@ class Client:
         """List the models and return their number."""
         raise NotImplementedError
 
+    async def look_up_models(self) -> int:
+        """Return the number of models of a list that is cached already."""
+        raise NotImplementedError
+
     async def embed_many(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Embed all texts in concurrent batches, into one array."""
         size = self.setting.batch
@@ -203,6 +207,25 @@ CONTENDERS: Final = (
     Contender("llmopt-async", "llmopt, asynchronous", "llmopt", "llmopt", _llmopt()),
     Contender("llmopt-compressed", "llmopt, requests compressed", "llmopt", "llmopt", _llmopt(compress=True)),
     Contender("llmopt-plain", "llmopt, no compression", "llmopt", "llmopt", _llmopt(compression=False)),
+    *(
+        Contender(
+            f"llmopt-{count}", f"llmopt, {count:,} endpoints", "llmopt", "llmopt", _llmopt(endpoints=count)
+        )
+        for count in (10, 100, 1000)
+    ),
+    Contender(
+        "llmopt-reading",
+        "llmopt, looking at every model",
+        "llmopt",
+        "llmopt",
+        ("peer_clients", "LlmoptReading", {}),
+    ),
+    Contender("llmopt-memory", "llmopt", "llmopt", "llmopt", ("peer_clients", "LlmoptCached", {})),
+    Contender("llmopt-disk", "llmopt", "llmopt", "llmopt", ("peer_clients", "LlmoptCached", {"disk": True})),
+    Contender(
+        "typed", "gunzip and one typed decode", "msgspec", "llmopt", ("reference_clients", "TypedList", {})
+    ),
+    Contender("before", "an earlier version", "llmopt", "llmopt"),
     Contender("llmopt-provider", "llmopt, with a provider", "llmopt", "llmopt", program=_CREATE_PROVIDER),
     Contender(
         "llmopt-plugins",

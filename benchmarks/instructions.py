@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -69,8 +69,7 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     from benchmarks.processes import ServerProcess
     from benchmarks.tables import aligned
 
-    if shutil.which("valgrind") is None:
-        parser.error("valgrind was not found: install it (for example: apt-get install valgrind)")
+    require_valgrind(parser)
     for checkout in arguments.checkouts:
         if not (checkout / "core" / "llmopt").is_dir():
             parser.error(f"{checkout} is not a checkout of llmopt: it has no folder core/llmopt")
@@ -88,6 +87,31 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     print(f"\n{aligned([['', *titles], *rows])}")
 
 
+def require_valgrind(parser: argparse.ArgumentParser) -> None:
+    """End the program with a message if valgrind is not installed."""
+    if shutil.which("valgrind") is None:
+        parser.error("valgrind was not found: install it (for example: apt-get install valgrind)")
+
+
+def collected_instructions(
+    command: Sequence[str], environment: Mapping[str, str], folder: str | None = None
+) -> int:
+    """Run a program under callgrind and return how many user instructions all its threads executed.
+
+    Raises:
+        RuntimeError: the program failed, or valgrind reported no number.
+    """
+    valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={os.devnull}"]
+    process = subprocess.run(
+        [*valgrind, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+    collected = re.search(r"Collected\s*:\s*(\d+)", process.stderr)
+    # The worker of the speed benchmark says in its answer why it could not run.
+    if process.returncode or collected is None or '"missing"' in process.stdout:
+        raise RuntimeError(_last_lines(process.stdout + process.stderr))
+    return int(collected[1])
+
+
 def _cells(counts: Sequence[int], first: Sequence[int]) -> list[str]:
     """The counts of a checkout, each with the difference to the first checkout."""
     return [
@@ -100,35 +124,24 @@ def _cells(counts: Sequence[int], first: Sequence[int]) -> list[str]:
 def _per_call(checkout: Path, name: str, origin: str, parser: argparse.ArgumentParser) -> int:
     # Without callgrind first: it writes the bytecode of all modules, so that neither run compiles them.
     with tempfile.TemporaryDirectory() as bytecode:
-        _client_process([], checkout, name, 1, origin, bytecode, parser)
+        environment = _environment(checkout, bytecode)
         few, many = CASES[name].calls
-        first, second = (
-            _instructions(checkout, name, calls, origin, bytecode, parser) for calls in (few, many)
-        )
+        program = [sys.executable, __file__, name]
+        plain = [*program, "1", origin]
+        process = subprocess.run(plain, env=environment, capture_output=True, text=True, check=False)
+        if process.returncode:
+            parser.error(f"the client failed in {checkout}: {_last_lines(process.stderr)}")
+        try:
+            first, second = (
+                collected_instructions([*program, str(calls), origin], environment) for calls in (few, many)
+            )
+        except RuntimeError as error:
+            parser.error(f"the client failed in {checkout}: {error}")
     return (second - first) // (many - few)
 
 
-def _instructions(
-    checkout: Path, name: str, calls: int, origin: str, bytecode: str, parser: argparse.ArgumentParser
-) -> int:
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={os.devnull}"]
-    output = _client_process(command, checkout, name, calls, origin, bytecode, parser)
-    collected = re.search(r"Collected\s*:\s*(\d+)", output)
-    if collected is None:
-        parser.error(f"valgrind reported no instructions: {output[-500:]}")
-    return int(collected[1])
-
-
-def _client_process(
-    prefix: Sequence[str],
-    checkout: Path,
-    name: str,
-    calls: int,
-    origin: str,
-    bytecode: str,
-    parser: argparse.ArgumentParser,
-) -> str:
-    """Run this file as a script with the packages of a checkout; returns what it and valgrind wrote."""
+def _environment(checkout: Path, bytecode: str) -> dict[str, str]:
+    """For running this file as a script with the packages of a checkout."""
     paths = [checkout / "core", checkout / "plugins" / "openai"]
     environment = {
         **os.environ,
@@ -140,12 +153,7 @@ def _client_process(
         "PYTHONSAFEPATH": "1",
     }
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [*prefix, sys.executable, __file__, name, str(calls), origin]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    output = process.stdout + process.stderr
-    if process.returncode:
-        parser.error(f"the client failed in {checkout}: {_last_lines(output)}")
-    return output
+    return environment
 
 
 def _last_lines(output: str) -> str:

@@ -34,10 +34,18 @@ EmbedText = Callable[[str], Awaitable[Any]]
 # ---- llmopt
 
 
-def llmopt_config(setting: Setting, *, compress: bool = False) -> dict[str, Any]:
+NOT_A_POLICY: Final = ("pooling", "batching", "lane")
+"""Flags that stay on in "policies off": without these llmopt would send other requests, or in another way."""
+
+
+def llmopt_config(setting: Setting, *, compress: bool = False, endpoints: int = 1) -> dict[str, Any]:
     """Return a configuration whose limits never matter. The rate limiter is on and is asked for every request."""
-    entry = {
-        "base_url": setting.base_url,
+    where: dict[str, Any] = {"base_url": setting.base_url}
+    if endpoints > 1:
+        # Paths of one server: the choice of an endpoint is measured, not that of thousands of connections.
+        base = setting.base_url.removesuffix("/v1")
+        where = {"endpoints": [{"base_url": f"{base}/e{number}/v1"} for number in range(endpoints)]}
+    entry = where | {
         "api_key": KEY,
         "max_concurrency": setting.in_flight,
         "pool_size": setting.in_flight,
@@ -57,10 +65,17 @@ class Llmopt(Client):
         policies: whether all policies are on; else every flag is off that does not change what is sent.
         compress: whether bodies of requests are compressed.
         compression: the flag for all compression.
+        endpoints: number of its endpoints.
     """
 
     def __init__(
-        self, setting: Setting, *, policies: bool = True, compress: bool = False, compression: bool = True
+        self,
+        setting: Setting,
+        *,
+        policies: bool = True,
+        compress: bool = False,
+        compression: bool = True,
+        endpoints: int = 1,
     ) -> None:
         import llmopt
 
@@ -70,9 +85,9 @@ class Llmopt(Client):
         if not policies:
             from llmopt.config.schema import Flags
 
-            # Without pooling and batching it would send other requests than the other clients.
-            flags = {name: False for name in Flags.__annotations__ if name not in ("pooling", "batching")}
-        config = llmopt_config(setting, compress=compress) | {"cache_dir": self._folder.name}
+            flags = {name: False for name in Flags.__annotations__ if name not in NOT_A_POLICY}
+        config = llmopt_config(setting, compress=compress, endpoints=endpoints)
+        config["cache_dir"] = self._folder.name
         self._client = llmopt.AsyncClient(config, flags=flags)
 
     async def embed(self, texts: Sequence[str]) -> Any:
@@ -100,6 +115,37 @@ class Llmopt(Client):
     async def close(self) -> None:
         await self._client.aclose()
         self._folder.cleanup()
+
+
+class LlmoptReading(Llmopt):
+    """The same, looking at every model of a list: llmopt makes a model when a program looks at it."""
+
+    async def count_models(self) -> int:
+        models = await self._client.list_models("openai", cached="refresh")
+        return sum(1 for model in models if model.id)
+
+
+class LlmoptCached(Llmopt):
+    """A list that is cached already, from memory; or from the disk, by a new client for each look-up.
+
+    Args:
+        setting: the setting.
+        disk: whether from the disk.
+    """
+
+    def __init__(self, setting: Setting, *, disk: bool = False) -> None:
+        super().__init__(setting)
+        self._config = llmopt_config(setting) | {"cache_dir": self._folder.name}
+        self._disk = disk
+
+    async def look_up_models(self) -> int:
+        """Return the number of models of the cached list."""
+        if not self._disk:
+            return len(await self._client.list_models("openai"))
+        import llmopt
+
+        async with llmopt.AsyncClient(self._config) as client:
+            return len(await client.list_models("openai", cached="offline"))
 
 
 class LlmoptSync(SyncClient):

@@ -19,14 +19,11 @@ from typing import Any, Final, Self
 ROOT: Final = Path(__file__).parents[1]
 CHECKOUT: Final = "llmopt"
 """Name of the environment with llmopt and the reference clients: the current one, with the code of this checkout."""
-PACKAGES: Final[Mapping[str, tuple[str, ...]]] = {
-    "openai": ("openai>=3", "numpy"),
-    "litellm": ("litellm>=1.60,<1.107", "numpy"),
-    "langchain": ("langchain-openai>=1", "numpy"),
-    "baseten": ("baseten-performance-client>=0.1.16", "numpy"),
-    "server": ("uvloop>=0.21", "numpy"),
-}
-"""What is installed in each environment. Each peer has its own, because their requirements exclude each other."""
+PEERS: Final = ("openai", "litellm", "langchain", "baseten", "server")
+"""The other environments. Each peer has its own, because their requirements exclude each other.
+
+The folder ``peers`` has a file for each, with the exact version of everything that is installed.
+"""
 START_TIMEOUT_S: Final = 120.0
 """Seconds for a client to be imported and to send its first request."""
 MAX_MESSAGE: Final = 300
@@ -142,10 +139,12 @@ class ServerProcess:
     Args:
         kind: "embeddings" or "streams".
         python: the interpreter; with uvloop the embeddings server costs half as much.
+        core: the core that it stays on, None for any.
     """
 
-    def __init__(self, kind: str, python: str = sys.executable) -> None:
-        self._command = [python, "-m", "benchmarks.servers", kind]
+    def __init__(self, kind: str, python: str = sys.executable, core: int | None = None) -> None:
+        where = [] if core is None else [str(core)]
+        self._command = [python, "-m", "benchmarks.servers", kind, *where]
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -162,7 +161,9 @@ class ServerProcess:
             self._process.stdout.close()
 
     def counters(self) -> Mapping[str, float]:
-        """Requests and bytes of the embeddings server so far, and its CPU seconds."""
+        """Connections, requests and bytes of the embeddings server so far, and its CPU seconds; {} for another."""
+        if self._command[3] != "embeddings":
+            return {}
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"{self.origin}/stats") as response:
             return dict(json.load(response))
@@ -194,19 +195,21 @@ class Environments:
             return sys.executable
         home = self._folder / name
         python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"
-        if not (home / "ready").exists():
-            self._create(name, home, python)
+        requirements, installed = _requirements(name), home / "installed.txt"
+        # An environment with other versions is made anew.
+        if not installed.exists() or installed.read_text() != requirements.read_text():
+            self._create(name, home, python, requirements)
         return sys.executable if name in self._failures else str(python)
 
     def failure(self, name: str) -> str | None:
         """Return why an environment could not be created, None if it could."""
         return self._failures.get(name)
 
-    def _create(self, name: str, home: Path, python: Path) -> None:
-        print(f"creating {home} with {', '.join(PACKAGES[name])}", flush=True)
+    def _create(self, name: str, home: Path, python: Path, requirements: Path) -> None:
+        print(f"creating {home} from {requirements}", flush=True)
         try:
             venv.create(home, with_pip=True, clear=True)
-            command = [str(python), "-m", "pip", "install", "--quiet", *PACKAGES[name]]
+            command = [str(python), "-m", "pip", "install", "--quiet", "-r", str(requirements)]
             pip = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
         except (OSError, subprocess.SubprocessError) as error:
             self._failures[name] = f"{type(error).__name__}: {error}"[:200]
@@ -215,7 +218,11 @@ class Environments:
             errors = [line for line in pip.stderr.splitlines() if line.startswith("ERROR")]
             self._failures[name] = (errors or ["pip failed"])[-1][:200]
         else:
-            (home / "ready").touch()
+            (home / "installed.txt").write_text(requirements.read_text())
+
+
+def _requirements(name: str) -> Path:
+    return ROOT / "benchmarks" / "peers" / f"{name}.txt"
 
 
 def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
@@ -231,7 +238,7 @@ def add_environment_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=PATH",
-        help=f"interpreter of an environment ({', '.join(PACKAGES)}) that is elsewhere; may be repeated",
+        help=f"interpreter of an environment ({', '.join(PEERS)}) that is elsewhere; may be repeated",
     )
 
 

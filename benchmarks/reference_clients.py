@@ -1,14 +1,17 @@
-"""Reference clients: bare sockets, aiohttp ("the floor") and httpx, with llmopt's decoding and no checks.
+"""Reference clients: bare sockets, aiohttp ("the floor") and httpx, with fast decoding and no checks.
 
 They show what a request costs at least. Base64 is decoded straight into float32 rows; lists of numbers are located by
-their brackets and read by a parser that fills a buffer.
+their brackets and read by a parser that fills a buffer. They use nothing of llmopt, so that a change of llmopt never
+changes what it is compared with.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import socket
+import urllib.request
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -143,14 +146,13 @@ class HttpxSync(SyncClient):
 
 
 class _Codec:
-    """Encodes requests and decodes embeddings, with the libraries and functions that llmopt uses."""
+    """Encodes requests and decodes embeddings, with the libraries that llmopt uses."""
 
     def __init__(self) -> None:
         # Imported here: the stream clients below need none of it.
         import msgspec
         import pybase64
-
-        from llmopt.compatible import embeddings
+        import simdjson
 
         item = msgspec.defstruct("Item", [("embedding", msgspec.Raw), ("index", int)])
         response = msgspec.defstruct("Response", [("data", list[item])])  # type: ignore[valid-type]
@@ -158,7 +160,7 @@ class _Codec:
         self._encode = msgspec.json.Encoder().encode
         self._split: Any = msgspec.json.Decoder(response).decode
         self._b64decode = pybase64.b64decode
-        self._embeddings = embeddings
+        self._parse: Any = simdjson.Parser().parse
 
     def encode(self, texts: Sequence[str]) -> bytes:
         """Return the body of a request."""
@@ -166,13 +168,8 @@ class _Codec:
 
     def decode(self, body: bytes) -> NDArray[np.float32]:
         """Return the vectors of a response."""
-        lists = self._embeddings.cut_lists(body)
-        if lists is not None:
-            data = self._split(lists[0]).data
-            # In the order of the response; a careful program copies the rows only if the order is another one.
-            assert [item.index for item in data] == list(range(len(data)))
-            rows_of_lists: Any = self._embeddings.rows_of_lists
-            return rows_of_lists(lists[1])  # type: ignore[no-any-return]
+        if body.find(b'"embedding":[', 0, 200) > 0:
+            return self._decode_lists(body)
         data = self._split(body).data
         rows: Any = None
         for item in data:
@@ -182,6 +179,69 @@ class _Codec:
                 rows = self._numpy.empty((len(data), row.size), self._numpy.float32)
             rows[item.index] = row
         return rows  # type: ignore[no-any-return] # a response has at least one
+
+    def _decode_lists(self, body: bytes) -> NDArray[np.float32]:
+        # The lists are cut out before the JSON is parsed: no parser then goes over their numbers twice.
+        rest, spans, at = [], [], 0
+        start = body.find(b"[", body.find(b"[") + 1)
+        while start >= 0:
+            end = body.find(b"]", start)
+            rest.append(body[at : start + 1])
+            spans.append((start, end + 1))
+            at, start = end, body.find(b"[", end)
+        rest.append(body[at:])
+        # In the order of the response; a careful program copies the rows only if the order is another one.
+        assert [item.index for item in self._split(b"".join(rest)).data] == list(range(len(spans)))
+        rows: Any = None
+        for number, (start, end) in enumerate(spans):
+            # One expression: the parser refuses new input while a value of the last one is still referenced.
+            row = self._numpy.frombuffer(self._parse(body[start:end]).as_buffer(of_type="d"))
+            if rows is None:
+                rows = self._numpy.empty((len(spans), row.size), self._numpy.float32)
+            rows[number] = row
+            del row
+        return rows  # type: ignore[no-any-return] # a response has at least one
+
+
+class TypedList(Client):
+    """Unpacks and decodes a list of models that it has already: the least that a list costs, without any request.
+
+    It reads the fields that `llmopt.Model` has, all entries in one decode.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        import msgspec
+
+        super().__init__(setting)
+        texts, text, number = tuple[str, ...], str | None, int | None
+        entry = msgspec.defstruct(
+            "Entry",
+            [
+                ("id", str),
+                ("name", str, ""),
+                ("created", number, None),
+                ("context_length", number, None),
+                ("architecture", _struct("Architecture", input_modalities=texts, output_modalities=texts)),
+                ("pricing", _struct("Pricing", prompt=text, completion=text)),
+                ("top_provider", _struct("TopProvider", max_completion_tokens=number)),
+            ],
+            gc=False,
+        )
+        response = msgspec.defstruct("Response", [("data", list[entry])])  # type: ignore[valid-type]
+        self._decode: Any = msgspec.json.Decoder(response).decode
+        request = urllib.request.Request(f"{setting.base_url}/models", headers={"accept-encoding": "gzip"})
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(request) as answer:
+            self._body: bytes = answer.read()
+
+    async def count_models(self) -> int:
+        return len(self._decode(gzip.decompress(self._body)).data)
+
+
+def _struct(name: str, **fields: Any) -> Any:
+    import msgspec
+
+    return msgspec.defstruct(name, [*fields.items()], gc=False)
 
 
 class SocketStream:

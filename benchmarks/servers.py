@@ -1,13 +1,14 @@
 """The loopback servers: prepared embeddings and model lists, and chat streams at a fixed pace.
 
-    python -m benchmarks.servers embeddings
-    python -m benchmarks.servers streams
+    python -m benchmarks.servers embeddings [CORE]
+    python -m benchmarks.servers streams [CORE]
 
 Both print their port and serve until the process is killed.
 
 Paths of the embeddings server are ``/{format}-{items}x{dimensions}-{delay}ms/v1/...``. With the format ``requested`` it
 sends base64 if the request asks for it, else numbers; with ``numbers`` it always sends numbers, as many servers do. GET
-``.../v1/models`` lists ``items`` models, compressed if the client accepts gzip. ``/stats`` returns counters. The server
+``.../v1/models`` lists ``items`` models, compressed if the client accepts gzip. With ``-1in20`` after the delay, every
+twentieth request fails: four of five get a 503, the fifth loses its connection. ``/stats`` returns counters. The server
 is an asyncio protocol (of uvloop where it is installed): a response costs one dictionary lookup and one write.
 
 Paths of the streams server are ``/{chunks}-{pace}us/v1/chat/completions``. With a pace of 0 all chunks are sent at once in
@@ -31,9 +32,10 @@ import time
 from functools import cache
 from typing import Any, Final
 
+from benchmarks.cores import allow_many_sockets, pin
 from benchmarks.speed_cases import vectors
 
-_SHAPE: Final = re.compile(rb" /(requested|numbers)-(\d+)x(\d+)-(\d+)ms(\S*) ")
+_SHAPE: Final = re.compile(rb" /(requested|numbers)-(\d+)x(\d+)-(\d+)ms(?:-1in(\d+))?(/\S*) ")
 _STREAM: Final = re.compile(rb" /(\d+)-(\d+)us/")
 _LENGTH: Final = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 _GZIPPED: Final = re.compile(rb"content-encoding: *gzip", re.IGNORECASE)
@@ -64,16 +66,23 @@ _LAST_EVENTS: Final = (
     b'"created":1700000000,"model":"gpt-4o-mini-2024-07-18","choices":[],"usage":{"prompt_tokens":3,'
     b'"completion_tokens":500,"total_tokens":503}}\n\ndata: [DONE]\n\n'
 )
+_UNAVAILABLE: Final = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 52\r\n\r\n"
+    b'{"error": {"message": "overloaded", "type": "busy"}}'
+)
+_LOST_OF_FAILURES: Final = 5
 _WRITE_SIZE: Final = 1 << 16
 # time.sleep can be late by about this much; the rest of a pause is skipped instead of slept.
 _SLEEP_ERROR_S: Final = 0.0002
 
 
 class Counters:
-    """Requests so far, and the bytes of requests and responses as transferred, with their heads."""
+    """Connections and requests so far, and the bytes of requests and responses as transferred, with their heads."""
 
     def __init__(self) -> None:
+        self.connections = 0
         self.requests = 0
+        self.failures = 0
         self.received = 0
         self.sent = 0
 
@@ -92,6 +101,7 @@ class EmbeddingsProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
+        self._counters.connections += 1
 
     def data_received(self, data: bytes) -> None:
         self._chunks.append(data)
@@ -116,7 +126,9 @@ class EmbeddingsProtocol(asyncio.Protocol):
         if shape is None:
             self._write(_response(json.dumps(self._counters.snapshot()).encode()))
             return
-        form, items, dimensions, delay, path = shape.groups()
+        form, items, dimensions, delay, one_in, path = shape.groups()
+        if one_in and self._fails(int(one_in)):
+            return
         if path.endswith(b"/models"):
             response = _model_list(int(items), bool(_ACCEPTS_GZIP.search(request, 0, head_end)))
         else:
@@ -132,6 +144,19 @@ class EmbeddingsProtocol(asyncio.Protocol):
 
     def _write(self, response: bytes) -> None:
         self._transport.write(response)
+
+    def _fails(self, one_in: int) -> bool:
+        """Whether this request fails; if so, it has been answered."""
+        counters = self._counters
+        if (counters.requests + 1) % one_in:
+            return False
+        counters.requests += 1
+        counters.failures += 1
+        if counters.failures % _LOST_OF_FAILURES:
+            self._write(_UNAVAILABLE)
+        else:
+            self._transport.close()
+        return True
 
 
 def _request_size(received: bytes) -> tuple[int, int]:
@@ -209,7 +234,7 @@ def _model(number: int) -> dict[str, Any]:
 async def _serve_embeddings() -> None:
     counters = Counters()
     loop = asyncio.get_running_loop()
-    listener = await loop.create_server(lambda: EmbeddingsProtocol(counters), "127.0.0.1", 0, backlog=2048)
+    listener = await loop.create_server(lambda: EmbeddingsProtocol(counters), "127.0.0.1", 0, backlog=8192)
     print(listener.sockets[0].getsockname()[1], flush=True)
     gc.freeze()
     await listener.serve_forever()
@@ -274,6 +299,9 @@ def _chunk(data: bytes) -> bytes:
 
 def main() -> None:
     """Serve until the process is killed."""
+    allow_many_sockets()
+    if len(sys.argv) > 2:
+        pin(int(sys.argv[2]))
     if sys.argv[1] == "streams":
         _serve_streams()
     try:

@@ -2,27 +2,30 @@
 
     python -m benchmarks speed --quick
     python -m benchmarks speed --venvs /tmp/peers --json speed.json --docs docs
+    python -m benchmarks speed --callgrind --json speed.json --docs docs
 
-The first command takes half a minute and measures llmopt and bare aiohttp in three cases. The second takes a quarter of an
-hour, measures all contenders in all cases and writes docs/performance.md. It needs llmopt, its OpenAI plugin and the extra
-`bench`. Each contender has its own process, all traffic is on loopback, and rounds alternate between contenders. With
---json a run can be continued: the cases that are measured replace those in the file, the others stay.
+The first command takes less than a minute and measures llmopt and bare aiohttp in three cases. The second takes 25
+minutes, measures all contenders in all cases and writes docs/performance.md. The third counts the instructions of a
+request; it needs valgrind. All need llmopt, its OpenAI plugin and the extra `bench`. Each contender has its own process,
+which is started anew three to five times in a case, all traffic is on loopback, and rounds alternate between contenders.
+With --json a run can be continued: the cases that are measured replace those in the file, the others stay.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.clients import CONTENDERS, Contender, contender_named
+from benchmarks.clients import CONTENDERS, STREAM_CONTENDERS, Contender, contender_named
+from benchmarks.cores import client_and_server_cores
 from benchmarks.processes import (
     CHECKOUT,
     START_TIMEOUT_S,
@@ -34,33 +37,38 @@ from benchmarks.processes import (
     child_environment,
     machine,
 )
-from benchmarks.speed_cases import CASES, Case
+from benchmarks.speed_callgrind import COUNTED, count_instructions, require_valgrind
+from benchmarks.speed_cases import CASES, CURVES, Case, all_cases
+from benchmarks.speed_processes import measure_first, measure_service, measure_start, measure_walk
 from benchmarks.speed_results import Results
+from benchmarks.speed_targets import targets_text
 
 _QUICK_CASES: Final = ("one-64", "large", "numbers-512")
 _QUICK_CONTENDERS: Final = ("floor", "llmopt", "llmopt-off")
+_QUICK_STARTS: Final = 2
+_COUNTED_CONTENDERS: Final = ("floor", "llmopt", "llmopt-off")
 _MIN_ITEMS_FOR_LOOP: Final = 128
 """Texts per request from which on it is measured how long the event loop is blocked."""
 _STEP: Final = 4_096
 _MAX_SLOWNESS: Final = 4.0
-"""A contender whose block takes this many times longer than intended is measured in two rounds only."""
+"""A contender whose block takes this many times longer than intended is measured in one start only."""
 
 Row = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark."""
-    cases = [case.name for case in CASES]
-    names = [each.name for each in CONTENDERS]
+    cases = [*dict.fromkeys([*(case.name for case in CASES), *(curve.name for curve in CURVES)])]
+    names = [*dict.fromkeys(each.name for each in (*CONTENDERS, *STREAM_CONTENDERS))]
     parser.add_argument(
-        "--quick", action="store_true", help="half a minute: llmopt and aiohttp in three cases"
+        "--quick", action="store_true", help="less than a minute: llmopt and aiohttp in three cases"
     )
     parser.add_argument(
         "--case",
         action="append",
         choices=cases,
         metavar="NAME",
-        help=f"one case, may be repeated: {', '.join(cases)}",
+        help=f"one case or curve, may be repeated: {', '.join(cases)}",
     )
     parser.add_argument(
         "--contender",
@@ -69,7 +77,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"one contender, may be repeated: {', '.join(names)}",
     )
-    parser.add_argument("--rounds", type=int, help="number of rounds, instead of the number of each case")
+    parser.add_argument(
+        "--starts", type=int, help="how often each worker is started, instead of three to five"
+    )
+    parser.add_argument(
+        "--rounds", type=int, help="rounds for each start, instead of the number of each case"
+    )
+    parser.add_argument(
+        "--callgrind",
+        action="store_true",
+        help=f"count user instructions per request under valgrind instead ({', '.join(COUNTED)})",
+    )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="PATH",
+        help="a checkout of an earlier version, whose first request is compared; --python before=PATH names its interpreter",
+    )
     add_environment_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="read and write all results in this file")
     parser.add_argument(
@@ -82,14 +106,17 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Measure, print the tables, and write them to the documentation."""
     if sys.platform == "win32":
         parser.error("this benchmark needs a POSIX system")
+    if arguments.callgrind:
+        require_valgrind(parser)
     environments = Environments.from_arguments(arguments)
     results = Results.load(arguments.json)
-    for case in CASES:
+    for case in all_cases():
         if _selected(case, arguments):
             _measure(case, arguments, environments, results)
             if arguments.json is not None:
                 results.save(arguments.json)
-    print(results.text([case for case in CASES if case.name in results.cases]))
+    print(results.text())
+    print(targets_text(results))
     if arguments.docs is not None:
         from benchmarks.speed_pages import write_pages
 
@@ -99,85 +126,129 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def _selected(case: Case, arguments: argparse.Namespace) -> bool:
     if arguments.render:
         return False
+    if arguments.callgrind:
+        return case.name in (arguments.case or COUNTED)
     if arguments.case:
-        return case.name in arguments.case
+        curves = [curve for curve in CURVES if curve.name in arguments.case]
+        return case.name in arguments.case or any(case in curve.cases for curve in curves)
     return not arguments.quick or case.name in _QUICK_CASES
 
 
 def _measure(case: Case, arguments: argparse.Namespace, environments: Environments, results: Results) -> None:
-    names = [name for name in case.contenders if not arguments.contender or name in arguments.contender]
-    if arguments.quick and not arguments.contender:
-        names = [name for name in names if name in _QUICK_CONTENDERS]
-    contenders = [contender_named(name, CONTENDERS) for name in names]
-    rounds = arguments.rounds or case.rounds
+    contenders = _contenders(case, arguments)
     print(case.title, flush=True)
+    if arguments.callgrind:
+        for contender in contenders:
+            results.put_instructions(case, contender.name, count_instructions(case, contender, environments))
+        return
+    starts = arguments.starts or (_QUICK_STARTS if arguments.quick else case.starts)
+    case = replace(case, starts=starts, rounds=arguments.rounds or case.rounds)
     started = time.monotonic()
-    if case.kind == "start":
-        rows = measure_start(contenders, environments, rounds)
-    else:
-        rows = measure_case(case, contenders, environments, rounds)
+    rows = _rows(case, contenders, environments, arguments.before)
     results.put(case, rows, machine=machine(), seconds=time.monotonic() - started)
+
+
+def _contenders(case: Case, arguments: argparse.Namespace) -> list[Contender]:
+    chosen = arguments.contender
+    if chosen is None and (arguments.quick or arguments.callgrind):
+        chosen = _COUNTED_CONTENDERS if arguments.callgrind else _QUICK_CONTENDERS
+    known = STREAM_CONTENDERS if case.kind == "stream" else CONTENDERS
+    return [contender_named(name, known) for name in case.contenders if not chosen or name in chosen]
+
+
+def _rows(
+    case: Case, contenders: Sequence[Contender], environments: Environments, before: Path | None
+) -> list[Row]:
+    if case.kind == "start":
+        return measure_start(contenders, environments, case.rounds)
+    if case.kind == "first":
+        return measure_first(contenders, environments, case.rounds, before)
+    if case.kind == "walk":
+        return measure_walk(environments)
+    if case.kind == "service":
+        return measure_service(environments, case.starts)
+    return measure_case(case, contenders, environments)
 
 
 # ---- cases with a server
 
 
-def measure_case(
-    case: Case, contenders: Sequence[Contender], environments: Environments, rounds: int
-) -> list[Row]:
+def measure_case(case: Case, contenders: Sequence[Contender], environments: Environments) -> list[Row]:
     """Return a row for each contender, with all measurements, or with the reason why it could not take part."""
-    with ServerProcess("embeddings", environments.python("server")) as server:
-        rows, workers = [], {}
-        for contender in contenders:
-            row: Row = {"contender": contender.name, "title": contender.title, "rounds": []}
-            rows.append(row)
-            worker = _start_worker(contender, case, environments, server, row)
-            if worker is not None:
-                workers[contender.name] = worker
-        try:
-            if case.kind == "stored":
-                _measure_files(case, rows, workers)
-            else:
-                _measure_rounds(case, rows, workers, server, rounds)
-        finally:
-            for worker in workers.values():
-                worker.close()
+    rows: list[Row] = [{"contender": each.name, "title": each.title, "rounds": []} for each in contenders]
+    sizes: dict[str, int] = {}
+    client_core, server_core = client_and_server_cores() or (None, None)
+    kind = "streams" if case.kind == "stream" else "embeddings"
+    with ServerProcess(kind, environments.python("server"), server_core) as server:
+        for start in range(case.starts):
+            running = {
+                row["contender"]: (row, contender)
+                for row, contender in zip(rows, contenders, strict=True)
+                if not _is_finished(case, row)
+            }
+            with ExitStack() as stack:
+                workers = _start_workers(case, running, environments, server.origin, client_core, stack)
+                if case.kind == "stored":
+                    _measure_files(rows, workers)
+                else:
+                    _measure_rounds(case, start, rows, workers, sizes, server)
+    for row in rows:
+        _print_row(case, row)
     return rows
 
 
-def _start_worker(
-    contender: Contender, case: Case, environments: Environments, server: ServerProcess, row: Row
-) -> JsonProcess | None:
-    python = environments.python(contender.environment)
-    failure = environments.failure(contender.environment)
-    if failure is None:
-        task = {
-            "benchmark": "speed",
-            "contender": contender.name,
-            "case": case.name,
-            "origin": server.origin,
-        }
-        checkout = contender.environment == CHECKOUT
-        worker = JsonProcess(python, task, child_environment(checkout=checkout))
-        report: Row = {}
+def _is_finished(case: Case, row: Row) -> bool:
+    slow = bool(row["rounds"]) and row["rounds"][-1]["wall"] > _MAX_SLOWNESS * case.seconds
+    return "missing" in row or slow
+
+
+def _start_workers(
+    case: Case,
+    running: dict[str, tuple[Row, Contender]],
+    environments: Environments,
+    origin: str,
+    core: int | None,
+    stack: ExitStack,
+) -> dict[str, JsonProcess]:
+    """Start all workers at the same time, and wait until each has imported its client and checked a result."""
+    started = {}
+    for name, (row, contender) in running.items():
+        python = environments.python(contender.environment)
+        failure = environments.failure(contender.environment)
+        if failure is not None:
+            _set_missing(row, failure)
+            continue
+        task = {"benchmark": "speed", "contender": name, "case": case.name, "origin": origin, "core": core}
+        environment = child_environment(checkout=contender.environment == CHECKOUT)
         try:
-            report = worker.receive(START_TIMEOUT_S)
-            failure = report.get("missing")
-        except ProcessFailedError as error:
-            failure = str(error)
-        if failure is None:
-            row["version"] = report["version"]
-            if report["note"]:
-                row["title"] = f"{contender.title}, {report['note']}"
-            row["memory_before"], row["memory_once"] = report["peak_before"], report["peak"]
-            return worker
-        worker.close()
-    row["missing"] = failure
-    print(f"  {contender.title}: not run: {failure}", flush=True)
-    return None
+            started[name] = stack.enter_context(JsonProcess(python, task, environment))
+        except OSError as error:
+            _set_missing(row, f"{type(error).__name__}: {error}")
+    return {name: worker for name, worker in started.items() if _is_ready(*running[name], worker)}
 
 
-def _measure_files(case: Case, rows: Sequence[Row], workers: dict[str, JsonProcess]) -> None:
+def _is_ready(row: Row, contender: Contender, worker: JsonProcess) -> bool:
+    try:
+        report = worker.receive(START_TIMEOUT_S)
+    except ProcessFailedError as error:
+        report = {"missing": str(error)}
+    if "missing" in report:
+        _set_missing(row, report["missing"])
+        return False
+    row["version"] = report["version"]
+    if report["note"]:
+        row["title"] = f"{contender.title}, {report['note']}"
+    row.setdefault("memory_before", report["peak_before"])
+    row.setdefault("memory_once", report["peak"])
+    return True
+
+
+def _set_missing(row: Row, reason: str) -> None:
+    row["missing"] = reason
+    print(f"  {row['title']}: not run: {reason}", flush=True)
+
+
+def _measure_files(rows: Sequence[Row], workers: dict[str, JsonProcess]) -> None:
     """One contender after the other, each alone: the peak of its memory is measured."""
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:
@@ -185,64 +256,90 @@ def _measure_files(case: Case, rows: Sequence[Row], workers: dict[str, JsonProce
             if worker is None:
                 continue
             path = Path(folder, "vectors")
-            _add_round(row, worker, do="file", path=str(path))
+            _add_round(row, worker, 0, do="file", path=str(path))
             path.unlink(missing_ok=True)
-            _print_row(case, row)
 
 
 def _measure_rounds(
-    case: Case, rows: Sequence[Row], workers: dict[str, JsonProcess], server: ServerProcess, rounds: int
+    case: Case,
+    start: int,
+    rows: Sequence[Row],
+    workers: dict[str, JsonProcess],
+    sizes: dict[str, int],
+    server: ServerProcess,
 ) -> None:
-    sizes = {name: _block_size(case, worker) for name, worker in workers.items()}
     running = [row for row in rows if row["contender"] in workers]
-    for number in range(rounds):
+    for row in running:
+        _warm_up(case, row, workers[row["contender"]], sizes)
+    for number in range(case.rounds):
         # Each round begins with another contender, so that none always runs after the same one.
-        first = number % len(running) if running else 0
+        first = (start + number) % len(running) if running else 0
         for row in [*running[first:], *running[:first]]:
             name = row["contender"]
-            if number >= 2 and row["rounds"] and row["rounds"][-1]["wall"] > _MAX_SLOWNESS * case.seconds:
-                continue
             before = server.counters()
-            _add_round(row, workers[name], do="block", count=sizes[name])
+            _add_round(row, workers[name], start, do="block", count=sizes.get(name, 1))
             after = server.counters()
-            if row["rounds"] and "missing" not in row:
+            if "missing" not in row:
                 row["rounds"][-1]["server"] = {key: after[key] - before[key] for key in after}
-    for row in running:
-        if (
-            case.kind == "requests"
-            and case.items >= _MIN_ITEMS_FOR_LOOP
-            and row["contender"] != "sockets"
-            and "missing" not in row
-        ):
-            row["hold"] = workers[row["contender"]].ask(do="hold")["hold"]
-        _print_row(case, row)
+    if start == 0 and case.kind == "requests" and case.items >= _MIN_ITEMS_FOR_LOOP:
+        for row in running:
+            if row["contender"] != "sockets" and "missing" not in row:
+                row["hold"] = _ask(workers[row["contender"]], do="hold")["hold"]
+
+
+def _warm_up(case: Case, row: Row, worker: JsonProcess, sizes: dict[str, int]) -> None:
+    """Open the connections of a new worker; in the first start also find out how much it does in a round."""
+    name = row["contender"]
+    try:
+        if name not in sizes:
+            sizes[name] = _block_size(case, worker)
+        elif case.kind != "bulk":
+            _ask(worker, do="block", count=case.in_flight)
+    except ProcessFailedError as error:
+        _set_missing(row, str(error))
 
 
 def _block_size(case: Case, worker: JsonProcess) -> int:
     """How much one contender does in a round, so that a round takes about as long for each."""
+    if case.whole:
+        probe = _ask(worker, do="block", count=case.total)
+        return max(1, int(case.seconds / probe["wall"])) * case.total
     if case.kind == "bulk":
         # A round of batches takes the server's latency in any case, so few texts say little.
-        probe = worker.ask(do="block", count=2 * _STEP)
+        probe = _ask(worker, do="block", count=2 * _STEP)
         wanted = 2 * _STEP * case.seconds / probe["wall"]
         return max(_STEP, min(case.total, int(wanted / _STEP) * _STEP))
-    minimum = 1 if case.items > 1 else case.in_flight
-    probe = worker.ask(do="block", count=minimum)
+    minimum = case.in_flight
+    probe = _ask(worker, do="block", count=minimum)
     if probe["wall"] > case.seconds:
         return minimum
-    probe = worker.ask(do="block", count=2 * minimum)
+    probe = _ask(worker, do="block", count=2 * minimum)
     return max(minimum, int(2 * minimum * case.seconds / max(probe["wall"], 1e-4)))
 
 
-def _add_round(row: Row, worker: JsonProcess, **order: Any) -> None:
+def _add_round(row: Row, worker: JsonProcess, start: int, **order: Any) -> None:
     if "missing" in row:
         return
     try:
-        report = worker.ask(**order)
+        report = _ask(worker, **order)
     except ProcessFailedError as error:
         row["missing"] = str(error)
         return
-    row["peak"] = report.pop("peak")
-    row["rounds"].append(report)
+    row["peak"] = max(row.get("peak", 0), report.pop("peak"))
+    number = sum(each["start"] == start for each in row["rounds"])
+    row["rounds"].append({**report, "start": start, "round": number})
+
+
+def _ask(worker: JsonProcess, **order: Any) -> Row:
+    """Give a worker an order and return its report.
+
+    Raises:
+        ProcessFailedError: the client failed, with its error.
+    """
+    report = worker.ask(**order)
+    if "missing" in report:
+        raise ProcessFailedError(report["missing"])
+    return report
 
 
 def _print_row(case: Case, row: Row) -> None:
@@ -252,68 +349,3 @@ def _print_row(case: Case, row: Row) -> None:
             for measure in ("cpu", "wall")
         )
         print(f"  {row['title']:26} {cpu:10.1f} µs CPU  {wall:10.1f} µs wall per {case.unit}", flush=True)
-
-
-# ---- the case "start": import a package and create a client, in new processes
-
-
-def measure_start(contenders: Sequence[Contender], environments: Environments, rounds: int) -> list[Row]:
-    """Return a row for each contender: its process, and a bare Python in the same environment just before it."""
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder:
-        _install_plugins(Path(folder), max((each.plugins for each in contenders), default=0))
-        for contender in contenders:
-            row: Row = {"contender": contender.name, "title": contender.title, "rounds": []}
-            rows.append(row)
-            failure = environments.failure(contender.environment) or _measure_start_once(
-                contender, environments, folder, row=None
-            )
-            if failure is not None:
-                row["missing"] = failure
-                print(f"  {contender.title}: not run: {failure}", flush=True)
-        for _ in range(rounds):
-            for contender, row in zip(contenders, rows, strict=True):
-                if "missing" not in row:
-                    _measure_start_once(contender, environments, folder, row)
-    return rows
-
-
-def _measure_start_once(
-    contender: Contender, environments: Environments, folder: str, row: Row | None
-) -> str | None:
-    """Measure both processes; returns the reason of a failure. Without a row it only checks that they run."""
-    python = environments.python(contender.environment)
-    folders = (folder,) if contender.plugins else ()
-    environment = child_environment(checkout=contender.environment == CHECKOUT, folders=folders)
-    bare = _measure_process([python, "-c", "pass"], environment)
-    full = _measure_process([python, "-c", contender.program or "pass"], environment)
-    if full.get("missing"):
-        return str(full["missing"])
-    if row is not None:
-        row["peak"] = max(row.get("peak", 0), full["peak"])
-        row["rounds"].append({**full, "bare_cpu": bare["cpu"], "bare_wall": bare["wall"]})
-    return None
-
-
-def _measure_process(command: Sequence[str], environment: dict[str, str]) -> Row:
-    with tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stderr=errors, cwd=tempfile.gettempdir())
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            return {"missing": errors.read().decode(errors="replace").strip().splitlines()[-1][:200]}
-    return {"cpu": usage.ru_utime + usage.ru_stime, "wall": wall, "peak": usage.ru_maxrss * 1024}
-
-
-def _install_plugins(folder: Path, count: int) -> None:
-    """Write plugins as pip installs them; importing one of them fails."""
-    for number in range(count):
-        name = f"unused_{number:02d}"
-        (folder / f"{name}.py").write_text("raise RuntimeError('this plugin must not be imported')\n")
-        data = folder / f"{name}-1.0.dist-info"
-        data.mkdir()
-        (data / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (data / "entry_points.txt").write_text(f"[llmopt]\nunused{number:02d} = {name}\n")

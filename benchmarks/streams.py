@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.clients import STREAM_CONTENDERS, Contender
+from benchmarks.cores import client_and_server_cores
 from benchmarks.processes import (
     CHECKOUT,
     START_TIMEOUT_S,
@@ -68,16 +69,19 @@ def run(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Measure and print the tables."""
     environments = Environments.from_arguments(arguments)
     results: dict[str, list[Row]] = {}
-    with ServerProcess("streams") as server:
+    client_core, server_core = client_and_server_cores() or (None, None)
+    with ServerProcess("streams", core=server_core) as server:
         for name in arguments.case or CASES:
-            results[name] = _measure(name, arguments, environments, server.origin)
+            results[name] = _measure(name, arguments, environments, server.origin, client_core)
             print(_table(name, results[name]), flush=True)
     print(f"({machine()})")
     if arguments.json is not None:
         arguments.json.write_text(json.dumps({"machine": machine(), "cases": results}, indent=1) + "\n")
 
 
-def _measure(name: str, arguments: argparse.Namespace, environments: Environments, origin: str) -> list[Row]:
+def _measure(
+    name: str, arguments: argparse.Namespace, environments: Environments, origin: str, core: int | None
+) -> list[Row]:
     _, pace, streams = CASES[name]
     base_url = f"{origin}/{CHUNKS}-{pace}us/v1"
     chosen = [
@@ -87,7 +91,7 @@ def _measure(name: str, arguments: argparse.Namespace, environments: Environment
     with ExitStack() as stack:
         processes = {}
         for contender in chosen:
-            process = stack.enter_context(_start(contender, environments, base_url))
+            process = stack.enter_context(_start(contender, environments, base_url, core))
             processes[contender.name], blocks[contender.name] = process, list[Row]()
             rows.append({"name": contender.name, "title": contender.title, **_report(process)})
         running = [row for row in rows if "missing" not in row]
@@ -99,8 +103,14 @@ def _measure(name: str, arguments: argparse.Namespace, environments: Environment
     return [row | _summary(blocks[row["name"]], streams * CHUNKS) for row in rows]
 
 
-def _start(contender: Contender, environments: Environments, base_url: str) -> JsonProcess:
-    task = {"benchmark": "streams", "contender": contender.name, "base_url": base_url, "chunks": CHUNKS}
+def _start(contender: Contender, environments: Environments, base_url: str, core: int | None) -> JsonProcess:
+    task = {
+        "benchmark": "streams",
+        "contender": contender.name,
+        "base_url": base_url,
+        "chunks": CHUNKS,
+        "core": core,
+    }
     environment = child_environment(checkout=contender.environment == CHECKOUT)
     return JsonProcess(environments.python(contender.environment), task, environment)
 

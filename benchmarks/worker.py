@@ -6,34 +6,30 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import importlib.metadata
-import inspect
 import json
 import logging
 import os
 import re
-import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import replace
-from typing import Any, Final, Self
+from collections.abc import Callable
+from typing import Any, Final
 
 from benchmarks.clients import (
-    CONTENDERS,
     FAULT_CONTENDERS,
     STREAM_CONTENDERS,
     Contender,
     Embed,
     PartialResultError,
-    Setting,
     WaitLog,
     contender_named,
 )
+from benchmarks.cores import pin
 from benchmarks.limits_worker import serve_client, serve_limits
 from benchmarks.processes import MAX_MESSAGE
-from benchmarks.speed_cases import Case, case_named, passages, texts, vectors
+from benchmarks.service_worker import serve_service
+from benchmarks.speed_worker import Stopwatch, check_stream, read_stream, serve_once, serve_speed
 
 _ABOUT_WAITING: Final = re.compile(r"retry|retri|wait|sleep|back.?off", re.IGNORECASE)
 # The first events of a stream say more about the request than about the stream.
@@ -54,6 +50,8 @@ def main() -> None:
 
     serve = {
         "speed": _serve_speed,
+        "once": serve_once,
+        "service": serve_service,
         "streams": _serve_streams,
         "faults": _serve_faults,
         "limits": _serve_limits_client,
@@ -69,204 +67,8 @@ def _version(contender: Contender) -> str:
     return importlib.metadata.version(contender.package) if contender.package else ""
 
 
-class Stopwatch:
-    """Measures the CPU time of all threads and the wall time of a ``with`` block."""
-
-    def __enter__(self) -> Self:
-        gc.collect()
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.cpu = time.process_time() - self._cpu
-        self.wall = time.perf_counter() - self._wall
-
-    def report(self, **counts: int) -> Report:
-        """Return the seconds with what was done in them."""
-        return {"cpu": self.cpu, "wall": self.wall, **counts}
-
-
-# ---- speed
-
-
 async def _serve_speed(task: Report, write: Write) -> None:
-    contender, case = contender_named(task["contender"], CONTENDERS), case_named(task["case"])
-    client = contender.create(_setting(case, task["origin"]), sync=case.kind == "sync")
-    measurement = Measurement(case, client)
-    memory_before = await _prepare(contender, case, task["origin"])
-    await measurement.check()
-    write(
-        {
-            "version": _version(contender),
-            "peak": peak_memory(),
-            "peak_before": memory_before,
-            "note": getattr(client, "note", ""),
-        }
-    )
-    for line in sys.stdin:
-        order = json.loads(line)
-        if order["do"] == "block":
-            report = await measurement.block(order["count"])
-        elif order["do"] == "hold":
-            report = {"hold": await measurement.longest_block_of_loop()}
-        else:
-            report = await measurement.embed_to_file(order["path"])
-        write({**report, "peak": peak_memory()})
-    closing = client.close()
-    if closing is not None:
-        await closing
-
-
-def _setting(case: Case, origin: str) -> Setting:
-    return Setting(origin + case.path, case.items, case.in_flight)
-
-
-async def _prepare(contender: Contender, case: Case, origin: str) -> int:
-    """Return the memory before the first response; for the catalogue after a short one, so that all is imported."""
-    if case.kind == "catalogue":
-        short = replace(case, items=10)
-        client = contender.create(_setting(short, origin))
-        await Measurement(short, client).check()
-        await client.close()
-    return peak_memory()
-
-
-def peak_memory() -> int:
-    """Return the maximum memory of this process so far, in bytes."""
-    try:
-        with open("/proc/self/status") as status:  # noqa: PTH123 # the shortest way
-            line = next(line for line in status if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    except (OSError, StopIteration):
-        # On systems other than Linux; the value can include the parent process before exec.
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
-
-
-class Measurement:
-    """One contender in one case of the speed benchmark.
-
-    Args:
-        case: the case.
-        client: its client, asynchronous or not.
-    """
-
-    def __init__(self, case: Case, client: Any) -> None:
-        self._case = case
-        self._client = client
-        self._next_text = 0
-
-    def _texts(self, count: int) -> list[str]:
-        start, words = self._next_text, self._case.words
-        self._next_text += count
-        return passages(start, count, words) if words else texts(start, count)
-
-    async def check(self) -> None:
-        """Send one request and check its result."""
-        case, client = self._case, self._client
-        if case.kind == "catalogue":
-            assert await client.count_models() == case.items
-            return
-        if hasattr(client, "send_all"):
-            return
-        response = client.embed(self._texts(case.items))
-        if hasattr(response, "__await__"):
-            response = await response
-        if case.kind == "sync":
-            return
-        import numpy as np
-
-        rows = client.rows(response)
-        assert rows.dtype == np.float32
-        np.testing.assert_allclose(rows, vectors(case.items, case.dimensions), rtol=1e-6)
-
-    async def block(self, count: int) -> Report:
-        """Measure ``count`` requests, or texts in a case with many of them."""
-        blocks: dict[str, Callable[[int], Awaitable[Report]]] = {
-            "requests": self._concurrent_requests,
-            "sync": self._sequential_requests,
-            "bulk": self._many_texts,
-            "catalogue": self._model_lists,
-        }
-        return await blocks[self._case.kind](count)
-
-    async def _concurrent_requests(self, count: int) -> Report:
-        case, client = self._case, self._client
-        if hasattr(client, "send_all"):
-            with Stopwatch() as watch:
-                client.send_all(count)
-            return watch.report(requests=count, vectors=count * case.items)
-        batches = iter([self._texts(case.items) for _ in range(count)])
-
-        async def work(batches: Iterator[list[str]]) -> None:
-            for batch in batches:
-                client.rows(await client.embed(batch))
-
-        with Stopwatch() as watch:
-            await asyncio.gather(*(work(batches) for _ in range(case.in_flight)))
-        return watch.report(requests=count, vectors=count * case.items)
-
-    async def _sequential_requests(self, count: int) -> Report:
-        batches = [self._texts(1) for _ in range(count)]
-        embed = self._client.embed
-        if asyncio.iscoroutinefunction(embed):
-            with Stopwatch() as watch:
-                for batch in batches:
-                    await embed(batch)
-        else:
-            with Stopwatch() as watch:
-                for batch in batches:
-                    embed(batch)
-        return watch.report(requests=count, vectors=count)
-
-    async def _many_texts(self, count: int) -> Report:
-        case = self._case
-        requests = count // case.items
-        if hasattr(self._client, "send_all"):
-            with Stopwatch() as watch:
-                self._client.send_all(requests)
-            return watch.report(requests=requests, vectors=count)
-        batch = self._texts(count)
-        with Stopwatch() as watch:
-            rows = await self._client.embed_many(batch)
-        assert rows.shape == (count, case.dimensions)
-        return watch.report(requests=requests, vectors=count)
-
-    async def _model_lists(self, count: int) -> Report:
-        with Stopwatch() as watch:
-            for _ in range(count):
-                await self._client.count_models()
-        return watch.report(requests=count, vectors=count * self._case.items)
-
-    async def embed_to_file(self, path: str) -> Report:
-        """Measure all texts of the case, written to a file."""
-        batch = self._texts(self._case.total)
-        with Stopwatch() as watch:
-            rows = await self._client.embed_to_file(batch, path)
-        assert rows == self._case.total
-        return watch.report(requests=rows // self._case.items, vectors=rows)
-
-    async def longest_block_of_loop(self) -> float:
-        """Return the longest time (s) that the event loop was blocked during a request, as the median of five."""
-        return statistics.median([await self._longest_block_once() for _ in range(5)])
-
-    async def _longest_block_once(self) -> float:
-        longest, done = 0.0, False
-
-        async def yield_repeatedly() -> None:
-            nonlocal longest
-            while not done:
-                before = time.perf_counter()
-                await asyncio.sleep(0)
-                longest = max(longest, time.perf_counter() - before)
-
-        observer = asyncio.create_task(yield_repeatedly())
-        self._client.rows(await self._client.embed(self._texts(self._case.items)))
-        done = True
-        await observer
-        return longest
+    await serve_speed(task, write, _version)
 
 
 # ---- streams
@@ -276,36 +78,18 @@ async def _serve_streams(task: Report, write: Write) -> None:
     contender = contender_named(task["contender"], STREAM_CONTENDERS)
     client = contender.create(task["base_url"])
     # The first stream imports what is imported late, and its text is checked.
-    received, _ = await _read_stream(client)
-    chunks = [text for text in received if text]
-    assert len(chunks) == task["chunks"], f"{len(chunks)} of {task['chunks']} texts"
-    assert chunks == sorted(chunks, key=int), "texts in another order"
+    await check_stream(client, task["chunks"])
+    pin(task["core"])
     write({"version": _version(contender)})
     for line in sys.stdin:
         delays: list[int] = []
         with Stopwatch() as watch:
             for _ in range(json.loads(line)["streams"]):
-                received, times = await _read_stream(client)
+                received, times = await read_stream(client)
                 late = [when - int(text) for text, when in zip(received, times, strict=True) if text]
                 delays += late[_SKIPPED_EVENTS:]
         write({**watch.report(), "delays": sorted(delays)})
     await client.close()
-
-
-async def _read_stream(client: Any) -> tuple[list[str], list[int]]:
-    """Return the texts of a stream, and when each was available (ns of the monotonic clock)."""
-    received: list[str] = []
-    times: list[int] = []
-    now = time.monotonic_ns
-    if inspect.isasyncgenfunction(client.read):
-        async for text in client.read():
-            times.append(now())
-            received.append(text)
-    else:
-        for text in client.read():
-            times.append(now())
-            received.append(text)
-    return received, times
 
 
 # ---- faults

@@ -1,0 +1,51 @@
+"""User instructions per request under callgrind, for the cases and contenders of the speed benchmark.
+
+The number of instructions does not depend on the load of the machine, nor on where the process lies in memory. A contender
+runs twice with different numbers of requests, and the difference is divided, so that neither imports nor the warm-up count.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from typing import Final
+
+from benchmarks.clients import Contender
+from benchmarks.instructions import collected_instructions, require_valgrind
+from benchmarks.processes import CHECKOUT, Environments, ServerProcess, child_environment
+from benchmarks.speed_cases import Case
+
+__all__ = ["COUNTED", "count_instructions", "require_valgrind"]
+
+COUNTED: Final = ("one-1", "one-64", "one-512", "base64-32")
+_ROUNDS: Final = 8
+"""Requests of each caller that are counted."""
+_MIN_REQUESTS: Final = 256
+
+
+def count_instructions(case: Case, contender: Contender, environments: Environments) -> int | None:
+    """Return the user instructions per request; None if the contender cannot run, with the reason printed."""
+    few = case.in_flight
+    # A request with many texts executes so many instructions that fewer requests do.
+    many = few + max(_ROUNDS * case.in_flight, _MIN_REQUESTS) // min(8, case.items)
+    with ServerProcess("embeddings", environments.python("server")) as server:
+        try:
+            counts = [
+                _count(case, contender, environments, server.origin, requests) for requests in (few, many)
+            ]
+        except RuntimeError as error:
+            print(f"  {contender.title}: not run: {error}", flush=True)
+            return None
+    instructions = (counts[1] - counts[0]) // (many - few)
+    print(f"  {contender.title:26} {instructions / 1e3:10.1f} k instructions per request", flush=True)
+    return instructions
+
+
+def _count(case: Case, contender: Contender, environments: Environments, origin: str, requests: int) -> int:
+    task = {"contender": contender.name, "case": case.name, "origin": origin, "count": requests}
+    program = ["-m", "benchmarks.worker", json.dumps(task | {"benchmark": "once"})]
+    environment = child_environment(checkout=contender.environment == CHECKOUT)
+    # Else the order of sets, and with it the number of instructions, would differ between runs.
+    environment["PYTHONHASHSEED"] = "0"
+    command = [environments.python(contender.environment), *program]
+    return collected_instructions(command, environment, tempfile.gettempdir())
