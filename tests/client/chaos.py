@@ -3,7 +3,7 @@
     python -m tests.client.chaos --minutes 35
 
 It prints the calls by outcome and the memory over time. The exit code is 1 if one vector was wrong, an exception was
-none of llmopt's, memory grew, or fewer calls than `ANSWERED` were answered. ``--every-fault`` draws from all faults of
+none of llmopt's, memory or open descriptors grew, or fewer calls than `ANSWERED` were answered. ``--every-fault`` draws from all faults of
 the matrix, also from those that no retry can mend, and asks for no share of answers.
 """
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import random
 import subprocess
 import sys
@@ -22,7 +21,6 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from attrs import define, field, frozen
 from numpy.typing import NDArray
 
 import llmopt
+from tests.client.scale import Resources
 from tests.support.faults.fault import Fault
 from tests.support.faults.openai import answer_openai, vector_for
 from tests.support.faults.request import Request
@@ -40,7 +39,6 @@ from tests.support.faults.server import FaultServer
 FAULTY = 0.25  # the share of requests that meet a fault
 ANSWERED = 0.95  # the least share of calls with a whole answer
 THREADS, LOOPS, TASKS = 8, 2, 8  # TASKS calls at a time in each loop
-MAX_GROWTH = 1.1  # memory of the last third of the run, over the memory of the second third
 SAMPLE_S = 10.0
 More = Callable[[], bool]
 MODEL = "server/m"
@@ -135,7 +133,7 @@ class Tally:
     outcomes: Counter[str] = field(factory=Counter)
     wrong: list[str] = field(factory=list)
     foreign: list[str] = field(factory=list)
-    memory: list[int] = field(factory=list)
+    resources: Resources = field(factory=Resources)
     _lock: threading.Lock = field(factory=threading.Lock)
 
     def add(self, outcome: str) -> None:
@@ -158,14 +156,6 @@ class Tally:
     def answered(self) -> float:
         """The share of calls with a whole answer."""
         return self.outcomes["answered"] / max(1, self.outcomes.total())
-
-    @property
-    def growth(self) -> float:
-        """Memory of the last third of the run over that of the second third; 1.0 for a run too short to tell."""
-        third = len(self.memory) // 3
-        if third < 2:
-            return 1.0
-        return max(self.memory[2 * third :]) / max(self.memory[third : 2 * third])
 
     @contextlib.contextmanager
     def counting(self, texts: Sequence[str]) -> Iterator[None]:
@@ -227,14 +217,12 @@ def run_thread(client: llmopt.Client, texts: Texts, tally: Tally, more: More) ->
 
 
 def watch(tally: Tally, done: threading.Event, say: Callable[[str], None]) -> None:
-    """Write down the memory of this process from time to time, and say what the calls gave so far."""
+    """Write down memory and descriptors from time to time, and say what the calls gave so far."""
     while not done.wait(SAMPLE_S):
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-        tally.memory.append(pages * os.sysconf("SC_PAGE_SIZE") >> 20)
+        tally.resources.sample()
         total = tally.outcomes.total()
-        say(
-            f"{total:9,} calls, {tally.answered:.1%} answered, {len(tally.wrong)} wrong, {tally.memory[-1]} MiB"
-        )
+        now = f"{tally.resources.mebibytes[-1]} MiB, {tally.resources.descriptors[-1]} descriptors"
+        say(f"{total:9,} calls, {tally.answered:.1%} answered, {len(tally.wrong)} wrong, {now}")
 
 
 def chaos(
@@ -294,12 +282,14 @@ def report(tally: Tally) -> str:
     """The outcomes as a table, then what was measured."""
     total = tally.outcomes.total()
     rows = [f"{count:9,}  {count / total:7.2%}  {name}" for name, count in tally.outcomes.most_common()]
-    memory = (
-        f"memory {tally.memory[0]} to {tally.memory[-1]} MiB, last third / second third {tally.growth:.2f}"
-    )
     found = [*tally.wrong[:5], *tally.foreign[:5]]
     return "\n".join(
-        (*rows, memory, f"{len(tally.wrong)} wrong, {len(tally.foreign)} foreign exceptions", *found)
+        (
+            *rows,
+            str(tally.resources),
+            f"{len(tally.wrong)} wrong, {len(tally.foreign)} foreign exceptions",
+            *found,
+        )
     )
 
 
@@ -318,7 +308,7 @@ def main() -> int:
     tally = chaos(lambda: time.monotonic() < until, seed=options.seed, every_fault=options.every_fault)
     print(report(tally))
     enough = options.every_fault or tally.answered >= ANSWERED
-    return 0 if enough and not tally.wrong and not tally.foreign and tally.growth <= MAX_GROWTH else 1
+    return 0 if enough and not tally.wrong and not tally.foreign and tally.resources.flat else 1
 
 
 if __name__ == "__main__":
