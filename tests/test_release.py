@@ -113,7 +113,7 @@ def edit(root: Path, file: str, old: str, new: str) -> None:
         pytest.param("pyproject.toml", "llmopt-plugin-azure>=", "llmopt-plugin-azur>=",
             "llmopt requires llmopt-plugin-azur, which is not in this repository", id="misspelt"),
         pytest.param("pyproject.toml", "llmopt[anthropic,", "llmopt[",
-            "llmopt[all] is not llmopt[anthropic,azure,compatible,local,mistral,openai]", id="all"),
+            "llmopt[all] is not llmopt[anthropic,azure,compatible,google,local,mistral,openai]", id="all"),
         pytest.param("plugins/azure/pyproject.toml", 'Issues = "', 'Bugs = "',
             "llmopt-plugin-azure has another urls than llmopt", id="links"),
     ],

@@ -28,6 +28,7 @@ PLUGINS: Final[Mapping[str, tuple[str, str]]] = {
     "mistral": ("mistral", "mistral/"),
     "azure": ("azure", "azure/"),
     "anthropic": ("anthropic", ""),
+    "google": ("gemini", "gemini/"),
 }
 KINDS: Final[Mapping[str, str]] = {
     "chat": "chat",
@@ -55,11 +56,16 @@ DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def rows(models: Mapping[str, Any], provider: str, prefix: str) -> Iterator[dict[str, Any]]:
-    """The rows of one provider, by id."""
-    for name, facts in sorted(models.items()):
-        model = name.removeprefix(prefix)
+    """The rows of one provider, by id; of a model that is listed with and without the prefix, the former."""
+    own = {
+        name.removeprefix(prefix): name
+        for name in sorted(models, key=lambda name: name.startswith(prefix))
+        if models[name].get("litellm_provider") == provider
+    }
+    for model, name in sorted(own.items()):
+        facts = models[name]
         kind = KINDS.get(facts.get("mode", ""))
-        if facts.get("litellm_provider") == provider and kind and PLAIN.fullmatch(model):
+        if kind and PLAIN.fullmatch(model):
             yield {"name": model, "kind": kind, **numbers(facts, kind), **costs(facts)}
 
 

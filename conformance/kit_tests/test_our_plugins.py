@@ -10,10 +10,12 @@ import pytest
 import llmopt_plugin_anthropic
 import llmopt_plugin_azure
 import llmopt_plugin_compatible
+import llmopt_plugin_google
 import llmopt_plugin_local
 import llmopt_plugin_mistral
 import llmopt_plugin_openai
 from kit_tests.anthropic_samples import ANTHROPIC
+from kit_tests.google_samples import GOOGLE
 from kit_tests.local_samples import OLLAMA, TEI
 from llmopt_conformance import Samples, conformance
 from llmopt_conformance.runner import checks_for, run
@@ -53,6 +55,9 @@ test_mistral = conformance(llmopt_plugin_mistral)
 # Bodies of errors are read by the core, as those of the plugins above are.
 test_anthropic = another_configuration(
     llmopt_plugin_anthropic, samples=ANTHROPIC, repeated=("errors.altered", "catalog.many")
+)
+test_google = another_configuration(
+    llmopt_plugin_google, samples=GOOGLE, repeated=("errors.altered", "catalog.many")
 )
 test_azure = conformance(llmopt_plugin_azure)
 test_azure_classic = nightly_only(

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from llmopt import BatchLimit, Failure, Verdict, VerdictKind
 
-PLUGINS: Final = ("openai", "mistral", "azure", "local", "compatible", "anthropic")
+PLUGINS: Final = ("openai", "mistral", "azure", "local", "compatible", "anthropic", "google")
 REPOSITORY: Final = Path(__file__).parents[2]
 KEYS: Final = {
     "name", "source", "operation", "status", "headers", "body", "kind", "retry_after", "exceeded", "limit", "item",

@@ -60,10 +60,9 @@ def test_the_table_has_well_known_providers() -> None:
         "cerebras",
         "fireworks-ai",
         "nvidia",
-        "google",
     }
     assert known <= set(TABLE.rows)
-    assert not {"openai", "mistral", "azure", "local", "compatible"} & set(TABLE.rows)
+    assert not {"openai", "mistral", "azure", "local", "compatible", "anthropic", "google"} & set(TABLE.rows)
     discovered = [name for name, row in ROWS if row.discovered]
     assert len(discovered) >= 57
 
@@ -240,7 +239,7 @@ def test_the_path_of_a_model_list(hooks: ProviderHooks) -> None:
 def test_limits_of_a_request(hooks: ProviderHooks) -> None:
     """The provider's, or a size that every server accepts."""
     call = EmbedCall(model="m")
-    assert hooks.batch_limit(call, at("google", "")).max_items == 100
+    assert hooks.batch_limit(call, at("cohere", "")).max_items == 96
     assert hooks.batch_limit(call, at("voyage", "")).max_tokens == 120_000
     assert hooks.batch_limit(call, at("groq", "")).max_items == 32
 

@@ -23,6 +23,7 @@ BASES = {
     "local": "http://127.0.0.1:8000/v1",
     "compatible": "https://openrouter.ai/api/v1",
     "anthropic": "https://api.anthropic.com/v1",
+    "google": "https://generativelanguage.googleapis.com/v1beta",
 }
 
 

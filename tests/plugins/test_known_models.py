@@ -14,7 +14,7 @@ from tests.plugins.errors import PLUGINS, REPOSITORY
 
 TABLES = tuple(plugin for plugin in PLUGINS if plugin not in ("compatible", "anthropic"))
 """Plugins with a table of models for embeddings of their own."""
-KNOWN = ("openai", "mistral", "azure", "anthropic")
+KNOWN = ("openai", "mistral", "azure", "anthropic", "google")
 """Plugins whose providers' lists say little."""
 CHATS_ALONE = ("anthropic",)
 SAMPLES = REPOSITORY.parent / "shared" / "samples"

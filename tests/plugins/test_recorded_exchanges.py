@@ -33,12 +33,12 @@ PLUGIN_OF = {
     "api.voyageai.com": "compatible",
 }
 ELSEWHERE = {
-    # test_anthropic.py reads them.
+    # test_anthropic.py and test_google.py read them.
     "api.anthropic.com",
+    "generativelanguage.googleapis.com",
     # No plugin here.
     "api.cohere.com",
     "bedrock-runtime.us-east-1.amazonaws.com",
-    "generativelanguage.googleapis.com",
 }
 ERRORS = {
     "groq-404-model": VerdictKind.NOT_FOUND,

@@ -12,13 +12,11 @@ from llmopt import (
     ChatCall,
     ChatEvent,
     ChatReply,
-    EmbedCall,
     Failure,
     HttpRequest,
     HttpResponse,
     Profile,
     ProviderEntry,
-    RequestCost,
     ServerEvent,
     Settings,
     Verdict,
@@ -40,14 +38,6 @@ def provider_profile(entry: ProviderEntry) -> Profile:
 def batch_limit(settings: Settings) -> BatchLimit | None:
     """The limits of the row, if it has any."""
     return TABLE.row(settings.plugin).limit
-
-
-@hookimpl
-def request_cost(call: Call, settings: Settings) -> RequestCost | None:
-    """Each text is a request where the row says so; one request elsewhere."""
-    if isinstance(call, EmbedCall) and TABLE.row(settings.plugin).counts_texts:
-        return RequestCost(requests=len(call.texts))
-    return None
 
 
 @hookimpl

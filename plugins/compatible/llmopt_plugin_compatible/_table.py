@@ -69,7 +69,6 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         parts: the gaps in the base URL.
         max_items, max_item_tokens, max_tokens: the most texts in a request, tokens in a text and in a
             request, where they are known.
-        counts_texts: whether each text of a request for embeddings counts as a request under the provider's rate limits.
         catalog: path or URL of the list of models, where it is not ``/models``.
         reading: how to read that list, where the common dialect does not do.
         operations: what the provider has, where a source says what it has not.
@@ -84,7 +83,6 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_items: int | None = None
     max_item_tokens: int | None = None
     max_tokens: int | None = None
-    counts_texts: bool = False
     catalog: str | None = None
     reading: Reading | None = None
     operations: frozenset[str] | None = None

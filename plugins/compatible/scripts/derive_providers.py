@@ -28,7 +28,7 @@ COMMON: Final = frozenset({"@ai-sdk/openai-compatible", "@openrouter/ai-sdk-prov
 """The packages that models.dev names for providers of the common dialect."""
 FIELDS: Final = (
     "base_url", "key_env", "discovered", "parts", "max_items", "max_item_tokens", "max_tokens",
-    "counts_texts", "catalog", "reading", "docs",
+    "catalog", "reading", "docs",
     "operations", "models",
 )  # fmt: skip
 KEY: Final = re.compile(r"[A-Z_][A-Z0-9_]*")

@@ -6,6 +6,7 @@ From a shell, at the root of the repository: ``python -m tests.support.emulators
 from tests.support.emulators.anthropic import AnthropicEmulator
 from tests.support.emulators.azure import AzureEmulator
 from tests.support.emulators.base import Emulator, Received, Refusal, serve_in_thread, token_count, vector_for
+from tests.support.emulators.google import GoogleEmulator
 from tests.support.emulators.mistral import MistralEmulator, MistralModel
 from tests.support.emulators.ollama import OllamaEmulator, OllamaModel
 from tests.support.emulators.openai import OpenAIEmulator, go_duration
@@ -15,6 +16,7 @@ __all__ = [
     "AnthropicEmulator",
     "AzureEmulator",
     "Emulator",
+    "GoogleEmulator",
     "MistralEmulator",
     "MistralModel",
     "OllamaEmulator",

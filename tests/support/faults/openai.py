@@ -37,8 +37,11 @@ def tokens_of(text: Any) -> int:
 
 
 def inputs_of(request: Request) -> list[Any]:
-    """Return the items of an embeddings request: texts, or lists of token numbers."""
-    return _items(request.json()["input"])
+    """Return the items of an embeddings request: texts, or lists of token numbers; of a batch of Gemini's too."""
+    asked = request.json()
+    if "requests" in asked:
+        return [part["text"] for item in asked["requests"] for part in item["content"]["parts"]]
+    return _items(asked["input"])
 
 
 def embeddings_payload(

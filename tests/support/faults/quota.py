@@ -184,7 +184,7 @@ class RateLimited:
         )
 
     def _costs(self, request: Request) -> dict[str, int]:
-        if not request.path.endswith("/embeddings"):
+        if not request.path.endswith(("/embeddings", ":batchEmbedContents")):
             return {"requests": 1, "tokens": 0}
         inputs = inputs_of(request)
         return {
