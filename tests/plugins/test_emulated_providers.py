@@ -18,8 +18,10 @@ import llmopt
 from llmopt.values.http import EXCEPTION_OF, VerdictKind
 from tests.plugins.errors import PLUGINS, Entry, entries
 from tests.support.emulators import (
+    AnthropicEmulator,
     AzureEmulator,
     Emulator,
+    GoogleEmulator,
     MistralEmulator,
     OllamaEmulator,
     OllamaModel,
@@ -490,7 +492,11 @@ SERVERS: dict[str, type[Emulator]] = {
     "azure": AzureEmulator,
     "local": TEIEmulator,
     "compatible": OpenAIEmulator,
+    "anthropic": AnthropicEmulator,
+    "google": GoogleEmulator,
 }
+CHATS = ("anthropic", "google")
+"""Plugins that read chats in a format of their own."""
 
 
 def quick_entries(plugin: str) -> list[Entry]:
@@ -510,7 +516,7 @@ async def test_every_error_of_the_corpus_reaches_the_caller(plugin: str) -> None
     """As the exception of its verdict."""
     async with SERVERS[plugin]() as server:
         for entry in quick_entries(plugin):
-            if entry.row.get("operation") != "chat":
+            if entry.row.get("operation") != "chat" or plugin in CHATS:
                 server.fail_next(
                     entry.row["status"], entry.row["body"].encode(), entry.row.get("headers"), times=3
                 )
@@ -525,6 +531,8 @@ async def reaches(made: llmopt.AsyncClient, entry: Entry) -> None:
     with pytest.raises(llmopt.LLMOptError) as caught:
         if entry.row.get("operation") == "catalog":
             await made.list_models("p")
+        elif entry.row.get("operation") == "chat":
+            await made.chat("p/m", [{"role": "user", "content": "text"}])
         else:
             await made.embed("p/m", ["text"])
     assert isinstance(caught.value, expected), entry.name
