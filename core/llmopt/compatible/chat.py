@@ -14,7 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from attrs import evolve
+from attrs import evolve, fields_dict
 
 from llmopt import reading
 from llmopt.compatible.embeddings import read_usage
@@ -27,20 +27,8 @@ from llmopt.values.http import Failure, HttpResponse
 
 # The request body.
 
-_PARAMETERS: Final = (
-    "max_tokens",
-    "temperature",
-    "top_p",
-    "stop",
-    "seed",
-    "presence_penalty",
-    "frequency_penalty",
-    "tools",
-    "tool_choice",
-    "parallel_tool_calls",
-    "response_format",
-    "reasoning_effort",
-)
+_NOT_PARAMETERS: Final = frozenset({"model", "messages", "stream", "include_usage", "extra", "headers"})
+_PARAMETERS: Final = tuple(name for name in fields_dict(ChatCall) if name not in _NOT_PARAMETERS)
 """The fields of a `ChatCall` that have the same name as their key in the body."""
 SAME_NAMES: Final[Mapping[str, str | None]] = {}
 """Send every parameter under its name in `ChatCall`."""
