@@ -72,7 +72,7 @@ def load_config(
     # known.
     names = {*from_file.providers, *argument.providers}
     from_environment = structure(environment_table(environ, names), "environment")
-    return overlay_config(overlay_config(from_file, from_environment), argument)
+    return _overlay(_overlay(from_file, from_environment), argument)
 
 
 def _from_file(source: object, environ: Environment) -> Config:
@@ -281,16 +281,6 @@ _BOUND_TO_HOST: Final[Mapping[str, Any]] = {
 """The keys of an entry that must not reach another host, with the value that unsets each."""
 
 
-def overlay_config(lower: Config, higher: Config) -> Config:
-    """Merge two configurations; a key that ``higher`` sets wins."""
-    entries = {
-        name: overlay_entry(lower.providers[name], entry) if name in lower.providers else entry
-        for name, entry in higher.providers.items()
-    }
-    rest = _overlay(evolve(lower, providers={}), evolve(higher, providers={}))
-    return evolve(rest, providers={**lower.providers, **entries})
-
-
 def overlay_entry(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
     """Merge an entry over the entry of the same name in a lower layer.
 
@@ -333,6 +323,7 @@ def _without_replaced_key(lower: ProviderEntry, higher: ProviderEntry) -> Provid
 
 
 def _overlay(lower: _T, higher: _T) -> _T:
+    """Merge two tables of one class; a key that ``higher`` sets wins."""
     values: dict[str, Any] = {
         each.name: _overlay_value(getattr(lower, each.name), getattr(higher, each.name))
         for each in fields(type(lower))
@@ -340,10 +331,10 @@ def _overlay(lower: _T, higher: _T) -> _T:
     return evolve(lower, **values)
 
 
-def _overlay_value(lower: object, higher: object) -> object:
-    if isinstance(lower, TimeoutsEntry) and isinstance(higher, TimeoutsEntry):
-        return _overlay(lower, higher)
-    if isinstance(lower, SharedEntry) and isinstance(higher, SharedEntry):
+def _overlay_value(lower: object, higher: Any) -> object:
+    if isinstance(lower, ProviderEntry):
+        return overlay_entry(lower, higher)
+    if isinstance(lower, TimeoutsEntry | SharedEntry):
         return _overlay(lower, higher)
     if isinstance(lower, Mapping) and isinstance(higher, Mapping):
         return {**lower, **{key: _overlay_value(lower.get(key), item) for key, item in higher.items()}}
