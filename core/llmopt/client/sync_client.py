@@ -58,19 +58,13 @@ class Client:
         clock: Clock | None = None,
         token_counter: TokenCounters | None = None,
     ) -> None:
-        def make() -> AsyncClient:
-            return AsyncClient(
-                config,
-                transport=transport,
-                cache=cache,
-                plugins=plugins,
-                on_event=on_event,
-                flags=flags,
-                shared=shared,
-                clock=clock,
-                token_counter=token_counter,
-            )
+        # The arguments are those of the asynchronous client; tests/client/test_parity.py checks that they agree.
+        arguments = {name: value for name, value in locals().items() if name != "self"}
 
+        def make() -> AsyncClient:
+            return AsyncClient(**arguments)
+
+        # Not a partial, whose repr would show the configuration.
         self._make: Final[Callable[[], AsyncClient]] = make
         # Made now and not at the first call, so that a wrong configuration is reported here.
         self._client: AsyncClient = make()
