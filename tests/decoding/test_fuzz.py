@@ -99,7 +99,7 @@ def test_sse_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> Non
     body, pieces = stream
 
     def decoder() -> SSEDecoder:
-        return SSEDecoder(max_line=LIMIT, max_event=LIMIT)
+        return SSEDecoder(LIMIT)
 
     assert outcome(decoder(), pieces) == outcome(decoder(), [body])
 
@@ -123,7 +123,7 @@ def test_sse_agrees_with_the_standard(stream: tuple[bytes, list[bytes]]) -> None
 def test_ndjson_is_the_same_in_any_pieces(stream: tuple[bytes, list[bytes]]) -> None:
     """The lines, and whether and why decoding stops."""
     body, pieces = stream
-    assert outcome(NDJSONDecoder(max_line=LIMIT), pieces) == outcome(NDJSONDecoder(max_line=LIMIT), [body])
+    assert outcome(NDJSONDecoder(LIMIT), pieces) == outcome(NDJSONDecoder(LIMIT), [body])
     events, reason = outcome(NDJSONDecoder(), pieces)
     if not reason:
         lines = [line.removesuffix(b"\r") for line in body.removeprefix(b"\xef\xbb\xbf").split(b"\n")]

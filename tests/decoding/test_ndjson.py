@@ -53,10 +53,10 @@ def test_the_maximum_line_length_is_exact(size: int) -> None:
     body = b"x" * size + b"\n"
     for pieces in ([body], [body[:9], body[9:]], [body[i : i + 70_000] for i in range(0, len(body), 70_000)]):
         if size <= LIMIT:
-            assert [len(each.data) for each in events(NDJSONDecoder(max_line=LIMIT), pieces)] == [size]
+            assert [len(each.data) for each in events(NDJSONDecoder(LIMIT), pieces)] == [size]
         else:
             with pytest.raises(StreamDecodeError, match="line of more than 1000000 bytes"):
-                events(NDJSONDecoder(max_line=LIMIT), pieces)
+                events(NDJSONDecoder(LIMIT), pieces)
 
 
 @pytest.mark.row("E09")

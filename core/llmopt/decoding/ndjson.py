@@ -57,8 +57,8 @@ def declared_format(content_type: str) -> Format:
 def decoder_of(body_format: Format, max_bytes: int = MAX_EVENT_BYTES) -> StreamDecoder | None:
     """Return a new decoder for a body of this format, None if it is not a stream."""
     if body_format == "lines":
-        return NDJSONDecoder(max_line=max_bytes)
-    return SSEDecoder(max_line=max_bytes, max_event=max_bytes) if body_format == "sse" else None
+        return NDJSONDecoder(max_bytes)
+    return SSEDecoder(max_bytes) if body_format == "sse" else None
 
 
 _SSE_START: Final = re.compile(rb"(?:data|event|id|retry|error)?:")

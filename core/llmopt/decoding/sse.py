@@ -51,16 +51,16 @@ class StreamDecoder:
     Between two chunks it keeps the unfinished line, limited in size. After an error it decodes nothing more.
 
     Args:
-        max_line: maximum size of a line in bytes.
+        max_bytes: maximum size of a line, and of the data of an event.
 
     Attributes:
         ignored: the first 64 KiB of lines that belong to no event, from the first one on that begins like JSON: some
             servers report errors so (Gemini, without ``data:``).
     """
 
-    def __init__(self, *, max_line: int = MAX_EVENT_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
         self.ignored = b""
-        self._max_line: Final = max_line
+        self._max_bytes: Final = max_bytes
         # The first bytes, until it is known whether they are a byte order mark; None once the stream has begun.
         self._start: bytes | None = b""
         self._line: Final = bytearray()
@@ -111,8 +111,8 @@ class StreamDecoder:
 
     def _buffer_line(self, part: bytes) -> None:
         self._line.extend(part)
-        if len(self._line) > self._max_line:
-            raise too_long_error("line", self._max_line)
+        if len(self._line) > self._max_bytes:
+            raise too_long_error("line", self._max_bytes)
 
     def _take_line(self) -> bytes:
         line = bytes(self._line)
@@ -124,16 +124,10 @@ class SSEDecoder(StreamDecoder):
     """Decodes one stream of server-sent events.
 
     Between two chunks it also keeps the unfinished event.
-
-    Args:
-        max_line: maximum size of a line in bytes.
-        max_event: maximum size of the data of an event in bytes.
     """
 
-    def __init__(self, *, max_line: int = MAX_EVENT_BYTES, max_event: int = MAX_EVENT_BYTES) -> None:
-        super().__init__(max_line=max_line)
-        self._max_event: Final = max_event
-        self._max_simple: Final = min(max_line, max_event)
+    def __init__(self, max_bytes: int = MAX_EVENT_BYTES) -> None:
+        super().__init__(max_bytes)
         self._after_cr = False
         self._data: bytearray | None = None
         self._event = ""
@@ -153,7 +147,7 @@ class SSEDecoder(StreamDecoder):
         *blocks, rest = chunk.split(b"\n\n")
         for block in blocks:
             # Fast path: nearly all events are a single line of data.
-            if block.startswith(_DATA) and b"\n" not in block and len(block) <= self._max_simple:
+            if block.startswith(_DATA) and b"\n" not in block and len(block) <= self._max_bytes:
                 events.append(ServerEvent(data=decode_utf8(block[6:]), id=self._id))
             elif block:
                 self._read_lines(block.split(b"\n"), events)
@@ -178,8 +172,8 @@ class SSEDecoder(StreamDecoder):
 
     def _read_lines(self, lines: list[bytes] | tuple[bytes, ...], events: list[ServerEvent]) -> None:
         for line in lines:
-            if len(line) > self._max_line:
-                raise too_long_error("line", self._max_line)
+            if len(line) > self._max_bytes:
+                raise too_long_error("line", self._max_bytes)
             name, _, value = line.partition(b":")
             if not line:
                 self._dispatch(events)
@@ -208,8 +202,8 @@ class SSEDecoder(StreamDecoder):
             self._data += b"\n"
             self._data += value
         # Checked for each line, so that an endless event is refused before it fills the memory.
-        if len(self._data) > self._max_event:
-            raise too_long_error("event", self._max_event)
+        if len(self._data) > self._max_bytes:
+            raise too_long_error("event", self._max_bytes)
 
     def _dispatch(self, events: list[ServerEvent]) -> None:
         data, event = self._data, self._event
