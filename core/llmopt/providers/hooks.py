@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from operator import itemgetter
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pluggy
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from llmopt.config.schema import ProviderEntry, TokenProvider
 
 _T = TypeVar("_T")
+_U = TypeVar("_U")
 _MAX_TEXT: Final = 300
 """Characters of an exception's text in an error."""
 _MAX_SHOWN: Final = 4_096
@@ -112,15 +113,15 @@ class ProviderHooks:
         self, call: EmbedCall, response: HttpResponse, settings: Settings
     ) -> EmbeddedRows | Failure:
         """See `llmopt.hookspecs.parse_embeddings`."""
-        return self._call_or_fail(EmbeddedRows, "parse_embeddings", call, response, settings)
+        return self._call_or(Failure, EmbeddedRows, "parse_embeddings", call, response, settings)
 
     def parse_catalog(self, response: HttpResponse, settings: Settings) -> CatalogPage | Failure:
         """See `llmopt.hookspecs.parse_catalog`."""
-        return self._call_or_fail(CatalogPage, "parse_catalog", response, settings)
+        return self._call_or(Failure, CatalogPage, "parse_catalog", response, settings)
 
     def parse_chat(self, call: ChatCall, response: HttpResponse, settings: Settings) -> ChatReply | Failure:
         """See `llmopt.hookspecs.parse_chat`."""
-        return self._call_or_fail(ChatReply, "parse_chat", call, response, settings)
+        return self._call_or(Failure, ChatReply, "parse_chat", call, response, settings)
 
     def parse_stream_event(
         self, call: ChatCall, event: ServerEvent, settings: Settings, state: object = None
@@ -185,7 +186,7 @@ class ProviderHooks:
 
     def request_cost(self, call: Call, settings: Settings) -> RequestCost:
         """See `llmopt.hookspecs.request_cost`."""
-        return self._call_or_none(RequestCost, "request_cost", call, settings) or _ONE_REQUEST
+        return self._call_or(NoneType, RequestCost, "request_cost", call, settings) or _ONE_REQUEST
 
     def sign_request(self, request: HttpRequest, now: float, settings: Settings) -> Mapping[str, str]:
         """See `llmopt.hookspecs.sign_request`."""
@@ -196,7 +197,7 @@ class ProviderHooks:
 
     def limits_request(self, call: EmbedCall, settings: Settings) -> HttpRequest | None:
         """See `llmopt.hookspecs.limits_request`."""
-        return self._call_or_none(HttpRequest, "limits_request", call, settings)
+        return self._call_or(NoneType, HttpRequest, "limits_request", call, settings)
 
     def parse_limits(self, call: EmbedCall, response: HttpResponse, settings: Settings) -> BatchLimit:
         """See `llmopt.hookspecs.parse_limits`."""
@@ -222,17 +223,11 @@ class ProviderHooks:
             return result
         raise self._wrong(hook, result, kind.__name__)
 
-    def _call_or_fail(self, kind: type[_T], hook: str, *values: object) -> _T | Failure:
+    def _call_or(self, other: type[_U], kind: type[_T], hook: str, *values: object) -> _T | _U:
         result = self._call(hook, *values)
-        if isinstance(result, (kind, Failure)):
+        if isinstance(result, (kind, other)):
             return result
-        raise self._wrong(hook, result, f"{kind.__name__} or Failure")
-
-    def _call_or_none(self, kind: type[_T], hook: str, *values: object) -> _T | None:
-        result = self._call(hook, *values)
-        if result is None or isinstance(result, kind):
-            return result
-        raise self._wrong(hook, result, f"{kind.__name__} or None")
+        raise self._wrong(hook, result, f"{kind.__name__} or {other.__name__.removesuffix('Type')}")
 
     def _call(self, hook: str, *values: object) -> Any:
         try:
