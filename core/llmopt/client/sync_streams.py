@@ -25,6 +25,7 @@ from llmopt.errors import ClientClosed
 from llmopt.operations.chat import ChatRun
 from llmopt.operations.chat_stream import ReplyStream
 from llmopt.operations.embed_stream import EmbedStream
+from llmopt.policies.tasks import settle
 from llmopt.values.chat import ChatEvent
 from llmopt.values.embeddings import EmbeddedPart
 
@@ -148,21 +149,8 @@ class _CallersTexts:
             except Exception as error:  # noqa: BLE001 - raised to the caller
                 self._error = error
                 more = True
-        loop = request.get_loop()
-        if self._error is not None and not texts:
-            loop.call_soon_threadsafe(_fail, request, self._error)
-        else:
-            loop.call_soon_threadsafe(_resolve, request, (texts, more))
-
-
-def _resolve(request: _Request, result: tuple[list[str], bool]) -> None:
-    if not request.done():
-        request.set_result(result)
-
-
-def _fail(request: _Request, error: BaseException) -> None:
-    if not request.done():
-        request.set_exception(error)
+        outcome = (texts, more) if self._error is None or texts else self._error
+        request.get_loop().call_soon_threadsafe(settle, request, outcome)
 
 
 class SyncChatStream(ReplyStream, Iterator[ChatEvent]):

@@ -28,7 +28,7 @@ from attrs import define, field, frozen
 
 from llmopt import errors
 from llmopt.policies.clock import Clock, Now, new_rng
-from llmopt.policies.tasks import run_on
+from llmopt.policies.tasks import run_on, settle
 from llmopt.values.events import BreakerChanged
 
 State = Literal["closed", "open", "half_open"]
@@ -504,7 +504,7 @@ class CircuitWaitQueue:
         """Wait for `notify_all`, for ``seconds`` at most."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters[future] = None
-        timer = self._clock.call_later(seconds, _wake, future)
+        timer = self._clock.call_later(seconds, settle, future, None)
         try:
             await future
         finally:
@@ -514,9 +514,4 @@ class CircuitWaitQueue:
     def notify_all(self) -> None:
         """Wake all waiters. May be called from any thread, with or without a running loop."""
         for future in tuple(self._waiters):
-            run_on(future.get_loop(), _wake, future)
-
-
-def _wake(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+            run_on(future.get_loop(), settle, future, None)

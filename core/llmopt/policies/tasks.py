@@ -176,6 +176,16 @@ def run_on(loop: asyncio.AbstractEventLoop, act: Callable[[Unpack[_Args]], None]
     return True
 
 
+def settle(future: asyncio.Future[T], outcome: T | Exception) -> None:
+    """Give a future its result or its exception, unless it is done: its waiter may have been cancelled. On its loop only."""
+    if future.done():
+        return
+    if isinstance(outcome, Exception):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
 def require_asyncio() -> None:
     """Check that asyncio runs the caller.
 

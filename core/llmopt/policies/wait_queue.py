@@ -24,7 +24,7 @@ from attrs import define, field
 from llmopt.errors import LLMOptError, QueueFull
 from llmopt.policies.clock import Clock, Deadline, Timer
 from llmopt.policies.quota import Lease
-from llmopt.policies.tasks import run_on
+from llmopt.policies.tasks import run_on, settle
 from llmopt.values.calls import Priority
 
 _W = TypeVar("_W", bound=Hashable)
@@ -250,12 +250,12 @@ class WaitQueue:
         """Give a waiter its lease; False if its loop is closed, so that its task can never use it."""
         self.remove(waiter, served=True)
         waiter.lease = lease
-        return run_on(waiter.loop, _resolve, waiter.future, lease)
+        return run_on(waiter.loop, settle, waiter.future, lease)
 
     def reject(self, waiter: Waiter, error: LLMOptError) -> None:
         """Remove a waiter and raise an error in its task."""
         if self.remove(waiter):
-            run_on(waiter.loop, _resolve, waiter.future, error)
+            run_on(waiter.loop, settle, waiter.future, error)
 
     def wake_at(self, moment: float) -> None:
         """Call ``on_timer`` at that moment at the latest."""
@@ -279,12 +279,3 @@ def _cancel(timer: _LoopTimer) -> None:
     if timer.handle is not None:
         timer.handle.cancel()
         timer.handle = None
-
-
-def _resolve(future: asyncio.Future[Lease], result: Lease | LLMOptError) -> None:
-    if future.done():
-        return
-    if isinstance(result, LLMOptError):
-        future.set_exception(result)
-    else:
-        future.set_result(result)
