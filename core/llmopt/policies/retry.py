@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import math
 import random
-from contextvars import ContextVar, Token
-from typing import Final, Literal, Self
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, Literal
 
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from llmopt import errors
 from llmopt.policies.clock import Deadline, new_rng
@@ -98,6 +100,7 @@ class RetryFacts:
     other_endpoint: bool = False
 
 
+@define(eq=False)
 class RetryHistory:
     """The retries of one call so far.
 
@@ -108,13 +111,10 @@ class RetryHistory:
         by_reason: their number for each reason.
     """
 
-    __slots__ = ("ambiguous", "backoffs", "by_reason", "counted")
-
-    def __init__(self) -> None:
-        self.counted = 0
-        self.ambiguous = 0
-        self.backoffs = 0
-        self.by_reason: dict[RetryReason, int] = {}
+    counted: int = 0
+    ambiguous: int = 0
+    backoffs: int = 0
+    by_reason: dict[RetryReason, int] = field(factory=dict)
 
     def add(self, decision: RetryDecision) -> None:
         """Record a retry that is being made."""
@@ -341,40 +341,36 @@ class RetryBudget:
     alone a quarter empties the budget, and of 100,000 simulated calls 9 % fail instead of 0.4 %.
 
     Attributes:
+        available: tokens that retries may take.
         full: whether no cost is outstanding, so that a success changes nothing.
     """
 
-    __slots__ = ("_available", "_capacity", "full")
+    __slots__ = ("_capacity", "available", "full")
 
     def __init__(self, capacity: int = BUDGET_CAPACITY) -> None:
         self._capacity = capacity
-        self._available = capacity
+        self.available = capacity
         # An attribute, because every successful request looks at it and most need nothing else.
         self.full = True
 
     def __repr__(self) -> str:
-        return f"RetryBudget({self._available}/{self._capacity})"
-
-    @property
-    def available(self) -> int:
-        """Tokens that retries may take."""
-        return self._available
+        return f"RetryBudget({self.available}/{self._capacity})"
 
     def acquire(self, cost: int) -> bool:
         """Take the cost of a retry; False, and nothing is taken, if there is less.
 
         There is no waiting: a retry that the budget refuses is not made (as in gRPC A6).
         """
-        if cost > self._available:
+        if cost > self.available:
             return False
-        self._available -= cost
-        self.full = self._available == self._capacity
+        self.available -= cost
+        self.full = self.available == self._capacity
         return True
 
     def release(self, cost: int) -> None:
         """Return the cost of a retry that was not made."""
-        self._available = min(self._capacity, self._available + cost)
-        self.full = self._available == self._capacity
+        self.available = min(self._capacity, self.available + cost)
+        self.full = self.available == self._capacity
 
     def succeeded(self, cost: int = 0) -> None:
         """Record a call that succeeded; ``cost`` is what all its retries took."""
@@ -385,23 +381,19 @@ class RetryBudget:
 _inside_attempt: Final[ContextVar[bool]] = ContextVar("llmopt_inside_attempt", default=False)
 
 
-class retry_guard:  # noqa: N801 - used like a function, as contextlib.suppress is
-    """Context manager: calls of llmopt that are made inside it do not retry, because attempts would multiply.
+@contextmanager
+def retry_guard() -> Iterator[None]:
+    """Calls of llmopt that are made inside it do not retry, because attempts would multiply.
 
     The engine enters it where foreign code runs: around an attempt over a user's transport, around asking for
     another credential, and around every attempt after the first. A call of llmopt from there gets one attempt, and
     the outer call decides about retries (litellm#7262: (1 + N) x (1 + M) requests).
     """
-
-    __slots__ = ("_token",)
-    _token: Token[bool]
-
-    def __enter__(self) -> Self:
-        self._token = _inside_attempt.set(True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _inside_attempt.reset(self._token)
+    token = _inside_attempt.set(True)
+    try:
+        yield
+    finally:
+        _inside_attempt.reset(token)
 
 
 def inside_attempt() -> bool:
