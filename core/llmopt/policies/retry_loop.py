@@ -10,26 +10,19 @@ What stamina's process-wide switches do: ``set_active(False)`` lets the first er
 ``set_testing(True, attempts=n)`` makes n attempts without waiting, the first one counted; on_retry hooks are
 not called for llmopt's own retries, for which llmopt has events.
 
-The only I/O is the attempt that the caller passes in, and what stamina imports to make its hooks at the first retry;
-between attempts stamina sleeps on the event loop. `FILTERED_HOOKS` is shared by the whole process, under a lock: while
-loops run it replaces stamina's on_retry hooks by filters, which call the user's hooks for foreign retries only. The
-user's factories of hooks run under that lock, on the event loop. A ContextVar holds the error whose retry is being
-scheduled. A forked child gets a new lock. Jitter is the policy's, and the deadline brings the clock.
+The only I/O is the attempt that the caller passes in; between attempts stamina sleeps on the event loop. Jitter is the
+policy's, and the deadline brings the clock. There is no state beside that of one call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
-from contextvars import ContextVar
-from threading import Lock
-from typing import Final, Self, TypeVar
+from contextlib import suppress
+from typing import Final, TypeVar
 
 from attrs import define, field, frozen
 from stamina import is_testing, retry_context
-from stamina.instrumentation import RetryDetails, RetryHook, get_on_retry_hooks, set_on_retry_hooks
 
-from llmopt._platform import register_at_fork
 from llmopt.errors import DeadlineExceeded, LLMOptError
 from llmopt.policies.clock import Deadline
 from llmopt.policies.retry import (
@@ -42,7 +35,6 @@ from llmopt.policies.retry import (
     inside_attempt,
     retry_guard,
 )
-from llmopt.values.resources import out_of_resources
 
 _T = TypeVar("_T")
 _NO_FACTS: Final = RetryFacts()
@@ -50,8 +42,6 @@ _NOTES: Final = {
     "ambiguous": "Not retried: the server may have processed the request, and repeating it may not be safe.",
     "budget": "Not retried: the endpoint's retry budget is used up, because too many recent requests failed.",
     "retry_after": "Not retried: the server asks for a longer wait than llmopt waits.",
-    "resources": "Not retried: this process is out of resources, so that stamina could not load its hooks.",
-    "hooks": "Not retried: one of stamina's on_retry hooks raised an exception when it was made.",
 }
 
 
@@ -100,22 +90,26 @@ async def with_retries(
     if inside_attempt():
         raise first_error
     hook = _Hook(policy, deadline, budget, facts, on_retry)
-    with FILTERED_HOOKS:
-        try:
-            # No bounds of stamina's own: its timeout does not bound a delay that the hook returns.
-            async for attempt in retry_context(on=hook, attempts=None, timeout=None):
-                hook.attempt_started()
-                with attempt, retry_guard():
-                    if attempt.num == 1:
-                        raise first_error
-                    result = await attempt_fn(attempt.num)
-                    hook.succeeded()
-                    return result
-        except LLMOptError as error:
-            hook.explain(error)
-            raise
-        finally:
-            hook.close()
+    # No bounds of stamina's own: its timeout does not bound a delay that the hook returns.
+    attempts = retry_context(on=hook, attempts=None, timeout=None)
+    try:
+        async for attempt in attempts:
+            # stamina calls the on_retry hooks of the process from tenacity's `before_sleep`, and cannot leave them out of one
+            # loop (25.1 to 26.1). Its default hook imports structlog, and prints every retry on stdout.
+            with suppress(AttributeError):
+                attempts._t_a_retrying.before_sleep = None  # noqa: SLF001
+            hook.attempt_started()
+            with attempt, retry_guard():
+                if attempt.num == 1:
+                    raise first_error
+                result = await attempt_fn(attempt.num)
+                hook.succeeded()
+                return result
+    except LLMOptError as error:
+        hook.explain(error)
+        raise
+    finally:
+        hook.close()
     raise AssertionError("stamina's loop ends in a result or an error")  # pragma: no cover
 
 
@@ -158,12 +152,6 @@ class _Hook:
             return self._give_up(GiveUp(reason="budget"))
         self._charges.append((budget, decision.cost))
         self._next = Retry(self._attempt + 1, decision.delay, error, decision)
-        try:
-            FILTERED_HOOKS.retry_scheduled(error)
-        except Exception as failure:  # noqa: BLE001 - the user's hook factory; stamina would raise it in place of the error
-            # stamina's own hooks import structlog, which needs a descriptor.
-            self._note = _NOTES["hooks" if out_of_resources(failure) is None else "resources"]
-            return False
         if not is_testing():
             self._on_retry(self._next)
         # The attempt itself waits for an open circuit, because it is notified when the circuit can be tried;
@@ -172,8 +160,6 @@ class _Hook:
 
     def attempt_started(self) -> None:
         """Record that the retry that was decided on is being made."""
-        # Retries inside the attempt, by foreign code, are passed on to the hooks.
-        _scheduled.set(None)
         self._attempt += 1
         retry, self._next = self._next, None
         if retry is None:
@@ -222,89 +208,3 @@ def _deadline_error(error: LLMOptError, wait: float, remaining: float) -> Deadli
         retry_after=error.retry_after,
         sent=error.sent,
     )
-
-
-_scheduled: Final[ContextVar[BaseException | None]] = ContextVar("llmopt_scheduled_retry", default=None)
-"""The error whose retry llmopt is scheduling in this context."""
-
-
-class FilteredHooks:
-    """Keeps stamina's on_retry hooks from being called for llmopt's own retries.
-
-    With structlog installed, stamina's default hook prints every retry on stdout. stamina has no way to leave
-    hooks out of one loop. So, while llmopt retries, each present hook is wrapped in a `HookFilter`, in the same
-    order; the end of the last loop unwraps them, and the user finds the hooks that were set before. This is the
-    only state of the process that llmopt changes. Hooks that the user sets in between are wrapped at the next
-    retry, and stay set.
-
-    Each retry loop enters it as a context manager.
-    """
-
-    def __init__(self) -> None:
-        self._lock = Lock()
-        self._loops = 0
-        self._wrapped = False
-
-    def __enter__(self) -> Self:
-        with self._lock:
-            self._loops += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _scheduled.set(None)
-        with self._lock:
-            self._loops -= 1
-            if self._loops == 0 and self._wrapped:
-                self._wrapped = False
-                set_on_retry_hooks(
-                    [hook.hook if isinstance(hook, HookFilter) else hook for hook in get_on_retry_hooks()]
-                )
-
-    def retry_scheduled(self, error: BaseException) -> None:
-        """A retry after ``error`` is about to be scheduled: no hook must be called for it.
-
-        Raises:
-            Exception: what a factory of the user's hooks raises.
-        """
-        _scheduled.set(error)
-        with self._lock:
-            present = get_on_retry_hooks()
-            if any(not isinstance(hook, HookFilter) for hook in present):
-                self._wrapped = True
-                set_on_retry_hooks(
-                    [hook if isinstance(hook, HookFilter) else HookFilter(hook) for hook in present]
-                )
-
-    def after_fork(self) -> None:
-        """In a forked child: the parent's loops do not run here, and no thread is left to release its lock."""
-        self._lock = Lock()
-        self._loops = 0
-
-
-class HookFilter:
-    """One of stamina's hooks, called for all retries but llmopt's own.
-
-    These are recognised by the identity of the error while its retry is scheduled, not by its type: a user's own
-    stamina loop around a call of llmopt must have its hooks called for the `LLMOptError` that it retries.
-    """
-
-    __slots__ = ("hook",)
-
-    def __init__(self, hook: RetryHook) -> None:
-        self.hook = hook
-
-    def __repr__(self) -> str:
-        return f"HookFilter({self.hook!r})"
-
-    def __call__(self, details: RetryDetails) -> AbstractContextManager[None] | None:
-        """Call the hook, except for llmopt's retries. A context manager that it returns goes back to stamina."""
-        if _scheduled.get() is details.caused_by:
-            return None
-        return self.hook(details)
-
-
-FILTERED_HOOKS: Final = FilteredHooks()
-"""One for the process, like the hooks that it filters."""
-
-
-register_at_fork(FILTERED_HOOKS.after_fork)
