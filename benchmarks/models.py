@@ -6,7 +6,7 @@
 The first command starts sixty servers in one process on loopback, each with 100 models and a latency of 200 ms; five of
 them fail. It lists the models with an empty cache, again from memory, in a new process from the disk, and without a
 network. The second takes any response to ``GET /models``, or models.dev's ``api.json``, and measures how fast it is
-parsed, encoded for the cache and decoded, and the memory for it. Both take seconds.
+parsed, how fast all its models are made, and the memory for it. Both take seconds.
 """
 
 from __future__ import annotations
@@ -207,22 +207,17 @@ def _print_lookup(label: str, started: float) -> None:
 
 
 def _parsing_table(files: list[Path]) -> list[list[str]]:
-    from llmopt.cache.models import decode_models, encode_models
-
-    table = [["ms for 1,000 models", "models", "bytes", "parse", "encode", "decode", "read all", "peak MB"]]
+    table = [["ms for 1,000 models", "models", "bytes", "parse", "read all", "peak MB"]]
     for path in files:
         body = _body(path)
         models = _parse(body)
-        encoded = encode_models(models)
         tracemalloc.start()
         _parse(body)
         peak = tracemalloc.get_traced_memory()[1] / 1e6
         tracemalloc.stop()
         times = [
             _best_ms(lambda body=body: _parse(body)),  # type: ignore[misc] # bound in the loop
-            _best_ms(lambda models=models: encode_models(models)),  # type: ignore[misc]
-            _best_ms(lambda encoded=encoded: decode_models(encoded, provider="p")),  # type: ignore[misc]
-            _best_ms(lambda encoded=encoded: list(decode_models(encoded, provider="p"))),  # type: ignore[misc]
+            _best_ms(lambda body=body: list(_parse(body))),  # type: ignore[misc]
         ]
         cells = [f"{each / len(models) * 1000:.2f}" for each in times]
         table.append([path.name, str(len(models)), str(len(body)), *cells, f"{peak:.1f}"])

@@ -117,7 +117,9 @@ def classify_error(failure: Failure, settings: Settings) -> Verdict | None:
 
 @hookspec(firstresult=True)
 def parse_catalog(response: HttpResponse, settings: Settings) -> CatalogPage | Failure | None:
-    """Read the models from a 2xx response to a `CatalogCall`.
+    """Read the models from a 2xx response to a `CatalogCall`, or from such a response in the cache.
+
+    Of a response in the cache, cookies are missing, and ``settings`` have no credential.
 
     Returns:
         One page: the models, and ``next_cursor`` if there are more. An entry that cannot be read is left out

@@ -20,6 +20,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from attrs import evolve
 
+from llmopt.compatible.models import map_models
 from llmopt.errors import PluginContractError
 from llmopt.values.calls import BatchLimit
 from llmopt.values.catalog import CatalogPage, Model, ModelKind, Prices
@@ -99,9 +100,11 @@ class ModelTable:
         """`described` for every model of a page."""
         known = self._by_name
         # Lists are long, and most of their models are in no table.
-        if not any(model.id in known or model.aliases for model in page.models):
+        if isinstance(page.models, tuple) and not any(
+            each.id in known or each.aliases for each in page.models
+        ):
             return page
-        return evolve(page, models=tuple(map(self.described, page.models)))
+        return map_models(page, self.described)
 
 
 _Number = Annotated[int, msgspec.Meta(ge=1)]

@@ -8,6 +8,7 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from attrs import evolve
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmopt import CatalogPage, Failure, HttpResponse, InvalidResponse, Model, Prices, compatible
-from llmopt.cache.models import decode_models, encode_models
+from llmopt.compatible import models as models_module
+from llmopt.compatible.models import ListedModels
 from llmopt.values.catalog import LazyJsonObject
 from tests.support.scale import scaled
 
@@ -433,7 +435,7 @@ def test_the_list_of_openrouter() -> None:
 
 @pytest.mark.parametrize(("make", "count"), [(models_dev, 5_276), (litellm, 4_552)])
 def test_thousands_of_models_are_read_in_little_memory(make: Any, count: int) -> None:
-    """And encoded and decoded for the cache."""
+    """Before they are looked at."""
     body = make()
     tracemalloc.start()
     try:
@@ -443,7 +445,6 @@ def test_thousands_of_models_are_read_in_little_memory(make: Any, count: int) ->
         tracemalloc.stop()
     assert (len(result.models), result.dropped) == (count, 0)
     assert peak < MAX_PEAK_BYTES
-    assert decode_models(encode_models(result.models), provider="here") == result.models
     assert json.loads(body)["data"][7] == result.models[7].raw
 
 
@@ -487,3 +488,105 @@ def test_a_very_long_list_with_a_long_description() -> None:
 def test_an_empty_list_beside_an_error_is_an_error(body: bytes, is_list: bool) -> None:
     """A list without models is one, unless the response says that something is wrong."""
     assert isinstance(compatible.parse_catalog(HttpResponse(status=200, body=body)), CatalogPage) is is_list
+
+
+def whole(count: int, **more: Any) -> CatalogPage:
+    return page(*({"id": f"m{number}", "n": number, **more} for number in range(count)))
+
+
+def test_a_model_is_made_when_it_is_looked_at() -> None:
+    """Each model once, with the entry that is its own."""
+    models = whole(1000).models
+    assert isinstance(models, ListedModels)
+    assert len(models) == 1000
+    assert [models[17], models[-1]] == [models[17], models[999]]
+    assert [each is not None for each in models._models].count(True) == 2
+    assert models[17] is models[17]
+    assert [model.raw["n"] for model in models] == list(range(1000))
+
+
+def test_the_models_of_a_list_are_used_like_a_tuple() -> None:
+    """By plugins and by users."""
+    models, other = whole(3).models, Model(id="other")
+    plain = tuple(models)
+    assert models == plain
+    assert plain == models
+    assert models != plain[:2]
+    assert models != list(models)
+    assert hash(models) == hash(plain)
+    assert models[1:] == plain[1:]
+    assert models + (other,) == (*plain, other)  # type: ignore[operator] # noqa: RUF005 - as plugins may write it
+    assert (other,) + models == (other, *plain)  # type: ignore[operator] # noqa: RUF005
+    assert models.index(plain[2]) == 2
+    assert plain[0] in models
+    assert "m0" not in repr(models)
+    assert pickle.loads(pickle.dumps(models)) == plain
+    with pytest.raises(IndexError):
+        models[3]
+
+
+def test_a_change_of_each_model_is_made_with_it() -> None:
+    """One after the other; of a page with its models already made, at once."""
+    seen: list[str] = []
+
+    def renamed(model: Model) -> Model:
+        seen.append(model.id)
+        return evolve(model, name=f"{model.name}!")
+
+    changed = compatible.map_models(compatible.map_models(whole(3), renamed), renamed)
+    assert seen == []
+    assert changed.models[1].name == "!!"
+    assert seen == ["m1", "m1"]
+    at_once = compatible.map_models(CatalogPage(models=(Model(id="a"),), dropped=1), renamed)
+    assert seen[2:] == ["a"]
+    assert at_once == CatalogPage(models=(Model(id="a", name="!"),), dropped=1)
+
+
+ENTRIES = st.sampled_from(
+    [
+        '{"id":"a"}',
+        '{"id":"a","context_length":5,"n":1}',
+        '{"id":"b","pricing":{"prompt":"0.1"},"aliases":["x",""]}',
+        '{"model":"c","name":"C","input_modalities":["text"]}',
+        '{"id":"d","aliases":[1]}',
+        '{"id":"d","pricing":"free"}',
+        '{"id":"e","id":"f"}',
+        '{"id":7}',
+        '{"id":""}',
+        "{}",
+        "7",
+        '"name"',
+        "null",
+        '{"id":"\\ud800"}',
+        '{"id":"g","x":NaN}',
+        '{"id":"h","x":"\\ud800"}',
+        '{"id":"i"',
+    ]
+)
+
+
+@given(
+    st.lists(ENTRIES, max_size=4),
+    st.sampled_from(['{"data":%s}', "%s", ' {"models":%s}', '{"data":[],"models":%s}', '{"data":[{"id":"z"}],"models":%s}']),
+    st.sampled_from(["", ',"error":{"message":"no"}', ',"has_more":true,"last_id":"d"', ',"data":null']),
+)  # fmt: skip
+def test_a_list_decoded_at_once_is_that_decoded_entry_by_entry(
+    entries: list[str], form: str, more: str
+) -> None:
+    """Whatever a server sends: the same models, cursors and counts, or the same words."""
+    body = (form % f"[{','.join(entries)}]").encode()
+    body = body.replace(b"]}", f"]{more}}}".encode()) if body.endswith(b"]}") else body
+
+    def outcome() -> object:
+        try:
+            result = compatible.parse_catalog(HttpResponse(status=200, body=body), "here")
+        except InvalidResponse as error:
+            return error.reason, error.message
+        if isinstance(result, Failure):
+            return result.error
+        raws = [dict(model.raw) for model in result.models]
+        return tuple(result.models), repr(raws), result.next_cursor, result.dropped
+
+    found = outcome()
+    with patch.object(models_module, "_listed", lambda *_: None):
+        assert outcome() == found

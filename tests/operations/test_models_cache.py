@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 from attrs import define, evolve
 
 import llmopt
+from llmopt.cache.store import write_record
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from llmopt.values.events import CacheEvent, CatalogDiscover
 from tests.support.faults import (
@@ -693,6 +694,82 @@ def test_a_list_read_from_the_store_equals_the_original(tmp_path: Path) -> None:
         assert [dict(model.raw) for model in stored] == entries
         assert stored[0].context_length == 4096
         assert {model.provider for model in stored} == {"s"}
+
+    simulated(tmp_path, main)
+
+
+class Kept(llmopt.MemoryStore):
+    """A store in memory that shows what was stored, and that may change it before."""
+
+    def __init__(self, change: Callable[[llmopt.CacheItem], bytes] = lambda item: item.value) -> None:
+        super().__init__()
+        self.values: list[bytes] = []
+        self._change = change
+
+    async def put(self, items: Sequence[llmopt.CacheItem]) -> None:
+        changed = [evolve(item, value=self._change(item)) for item in items]
+        self.values += [item.value for item in changed]
+        await super().put(changed)
+
+
+def test_the_store_keeps_what_the_server_sent(tmp_path: Path) -> None:
+    """Byte by byte, and the headers for the plugin, but no cookie."""
+    body = b'{"data" : [{"id":"a", "x": 1.50}, {"id":"b"}]}'
+    headers = [("x-models", "2"), ("set-cookie", "session=secret"), ("content-type", "application/json")]
+
+    class Reads:
+        @llmopt.hookimpl(wrapper=True)
+        def parse_catalog(
+            self, response: llmopt.HttpResponse
+        ) -> Generator[None, llmopt.CatalogPage, llmopt.CatalogPage]:
+            page = yield
+            count = response.headers["x-models"]
+            return evolve(page, models=tuple(evolve(each, name=count) for each in page.models))
+
+    async def main(world: World) -> None:
+        world.server.default(Answer(200, body, headers))
+        store = Kept()
+        async with world.client(plugins=[Reads()], cache=store) as client:
+            fresh = await client.list_models("s")
+        assert body in store.values[0]
+        assert b"session" not in store.values[0]
+        async with world.client(plugins=[Reads()], cache=store) as client:
+            stored = await client.list_models("s", cached="offline")
+        assert tuple(stored) == tuple(fresh)
+        assert [each.name for each in stored] == ["2", "2"]
+
+    simulated(tmp_path, main)
+
+
+@pytest.mark.parametrize("form", ["earlier format", "an error"])
+def test_a_stored_list_that_cannot_be_read_any_more_is_fetched_again(form: str, tmp_path: Path) -> None:
+    """One of an earlier version, and one that the plugin takes for an error."""
+    kind, body = (
+        (b"LOM1", b'[{"id":"old"}]') if form == "earlier format" else (b"LOM2", b'{"error":{"message":"no"}}')
+    )
+    head = b'{"etag":null,"dropped":0,"pages":[[{},%d]]}' % len(body)
+
+    async def main(world: World) -> None:
+        store = Kept(lambda item: write_record(kind, item.key, world.clock.wall(), head, body))
+        for _ in range(2):
+            async with world.client(cache=store) as client:
+                assert first(await client.list_models("s")) == f"model-{world.requests}"
+        assert world.requests == 2
+
+    simulated(tmp_path, main)
+
+
+def test_a_long_list_is_read_from_the_store(tmp_path: Path) -> None:
+    """In a thread, so that other calls go on."""
+
+    async def main(world: World) -> None:
+        world.server.default(json_answer(models_payload([f"m{number}" for number in range(9_000)])))
+        async with world.client() as client:
+            fresh = await client.list_models("s")
+        async with world.client() as client:
+            stored = await client.list_models("s", cached="offline")
+        assert len(stored) == 9_000
+        assert [stored[0], stored[-1]] == [fresh[0], fresh[-1]]
 
     simulated(tmp_path, main)
 

@@ -8,7 +8,7 @@ from llmopt.compatible.chat import chat_body, parse_chat, parse_stream_event, pl
 from llmopt.compatible.defaults import build_request
 from llmopt.compatible.embeddings import embed_body, parse_embeddings, rows_from_raw
 from llmopt.compatible.errors import classify
-from llmopt.compatible.models import model_from_entry, parse_catalog
+from llmopt.compatible.models import map_models, model_from_entry, parse_catalog
 from llmopt.compatible.rate_limits import rate_limit
 from llmopt.compatible.rules import Rule
 
@@ -18,6 +18,7 @@ __all__ = [
     "chat_body",
     "classify",
     "embed_body",
+    "map_models",
     "model_from_entry",
     "parse_catalog",
     "parse_chat",

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from attrs import evolve
 
-from llmopt.cache.models import MODELS_FORMAT
 from llmopt.cache.store import SafeStore
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint import LiveEndpoint
@@ -105,7 +104,7 @@ class CacheKeys:
     def _hash(self, provider: Provider, call: Call) -> _Hash:
         endpoints = self._endpoints(provider)
         content = {
-            "version": [_VERSION, MODELS_FORMAT],
+            "version": [_VERSION, 1],
             "namespace": self._namespace(endpoints),
             "provider": provider.name,
             # A new version of a plugin may read the same response differently.

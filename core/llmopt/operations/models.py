@@ -318,10 +318,10 @@ class ModelLists:
     ) -> Catalog:
         if entry is None:
             fetched = await fetch_model_list(self._engine, provider, deadline=deadline, headers=headers)
-            return Catalog(provider=provider.name, models=fetched.models or (), dropped=fetched.dropped)
+            return fetched.catalog or Catalog(provider=provider.name)
         etag = entry.etag if entry.catalog is not None else None
         fetched = await fetch_model_list(self._engine, provider, deadline=deadline, etag=etag)
-        if fetched.models is None and entry.catalog is None:
+        if fetched.catalog is None and entry.catalog is None:
             # The answer was "not modified" (304), but the cached list was deleted in the meantime.
             fetched = await fetch_model_list(self._engine, provider, deadline=deadline)
         catalog = await self._cache.store(provider, entry, fetched)

@@ -1,25 +1,28 @@
 """Cached lists of models: in memory, and in a store that outlives the client; and how a list is fetched, page by page.
 
+A store keeps what the provider sent, byte by byte: nothing is encoded, and the plugin reads it as it reads a response.
+
 Network access goes through the engine, and files through the cache store, which may be the user's; both are awaited,
 and so is the function that gives the maker of cache keys, which may read a file. All calls of a client share the
 lists in memory without a lock, although `LRUCache` is not thread-safe and `peek` may be called from any thread. Both
 clocks, monotonic and wall, are the engine's. Pages are read by the plugin's hook `parse_catalog`, cache keys call its
-hook `build_request`, and long lists are encoded in a worker thread.
+hook `build_request`, and a long list from a store is read in a worker thread.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, get_type_hints
 
 import msgspec
 from attrs import define, evolve, field, frozen
 
 from llmopt.cache.freshness import CacheLifetime, FreshnessRules
-from llmopt.cache.models import decode_models, encode_models
-from llmopt.cache.store import CacheItem, LRUCache, SafeStore, read_record, write_record
+from llmopt.cache.store import CacheItem, LRUCache, Record, SafeStore, read_record, write_record
+from llmopt.compatible.models import ListedModels
 from llmopt.engine.attempt import CallScope
 from llmopt.engine.engine import Engine
 from llmopt.engine.request import Request
@@ -27,19 +30,21 @@ from llmopt.engine.telemetry import current_scope
 from llmopt.errors import InvalidResponse, LLMOptError, PluginContractError
 from llmopt.operations.cache_keys import CacheKeys
 from llmopt.policies.clock import Clock, Deadline
+from llmopt.policies.tasks import run_in_thread
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import CatalogCall, Settings
-from llmopt.values.catalog import Catalog, CatalogPage, Model
+from llmopt.values.catalog import Catalog, CatalogPage, Model, Prices
 from llmopt.values.http import Failure, HttpResponse
 
 _MAX_BYTES: Final = 64 << 20
 """Of all lists in memory together, and of one page."""
 _MAX_PAGES: Final = 1_000
 _MAX_ETAG_LENGTH: Final = 256
-_RECORD_KIND: Final = b"LOM1"
+_RECORD_KIND: Final = b"LOM2"
+"""The second format of a stored list. One in the first format, which held encoded models, is fetched anew."""
 _GROUP_PREFIX: Final = "catalog/"
-_MIN_MODELS_FOR_THREAD: Final = 2_000
-"""A list of more models is encoded in a thread, because it would block the event loop for milliseconds."""
+_READ_IN_THREAD_BYTES: Final = 256 << 10
+"""A stored list of more bytes is read in a thread, because it would block the event loop for milliseconds."""
 _RULES: Final = FreshnessRules()
 
 
@@ -54,7 +59,7 @@ class CachedList:
         rules: how long the list is fresh and usable.
         catalog: the list, None if there is none.
         etag: entity tag for the next request, None if there is none.
-        size: bytes of the encoded list.
+        pages: the responses that hold the list.
         failure: the error of the last request and the monotonic time of it; None if it succeeded.
     """
 
@@ -64,15 +69,15 @@ class CachedList:
     rules: FreshnessRules = field(repr=False)
     catalog: Catalog | None = None
     etag: str | None = None
-    size: int = 0
+    pages: Sequence[HttpResponse] = field(default=(), repr=False)
     failure: tuple[LLMOptError, float] | None = None
 
 
 class _StoredHead(msgspec.Struct):
-    """What is stored of a list apart from its models."""
+    """What is stored of a list apart from the bodies of its pages: for each its headers and its size."""
 
+    pages: list[tuple[dict[str, str], int]]
     etag: str | None = None
-    dropped: int = 0
 
 
 class ModelListCache:
@@ -93,7 +98,9 @@ class ModelListCache:
         self._keys: Final = keys
         self._store_of: Final = store
         self._clock: Final = clock
-        self._entries: Final = LRUCache[str, CachedList](_MAX_BYTES, lambda entry: entry.size)
+        self._entries: Final = LRUCache[str, CachedList](
+            _MAX_BYTES, lambda entry: sum(len(page.body) for page in entry.pages)
+        )
 
     def peek(self, provider: Provider) -> CachedList | None:
         """The entry in memory, None if there is none."""
@@ -121,7 +128,7 @@ class ModelListCache:
         store = self._store_of(provider)
         if key is not None and store is not None:
             (data,) = await store.get([key])
-            if data is not None and not self._read_record(entry, key, data):
+            if data is not None and not await self._read_record(provider, entry, key, data):
                 await store.remove([key])
         return entry
 
@@ -134,19 +141,20 @@ class ModelListCache:
         except Exception:  # noqa: BLE001 - a plugin's hook may fail in any way; then the list is in memory only
             return None
 
-    def _read_record(self, entry: CachedList, key: bytes, data: bytes) -> bool:
-        """Fill an entry from a stored record; False if the record is damaged or too old."""
+    async def _read_record(self, provider: Provider, entry: CachedList, key: bytes, data: bytes) -> bool:
+        """Fill an entry from a stored record; False if the record is damaged, too old or in another format."""
         record = read_record(_RECORD_KIND, key, data)
         if record is None or not entry.life.stored(record.created):
             return False
         try:
             head = msgspec.json.decode(record.head, type=_StoredHead)
-            models = decode_models(record.body, provider=entry.provider)
-        except (msgspec.MsgspecError, ValueError):
+            entry.pages = _stored_pages(head, record)
+            read = partial(_read_pages, provider, entry.pages)
+            entry.catalog = await run_in_thread(read) if len(data) >= _READ_IN_THREAD_BYTES else read()
+        except (msgspec.MsgspecError, ValueError, LLMOptError):
             entry.life.reset()
             return False
-        entry.catalog = Catalog(provider=entry.provider, models=models, dropped=head.dropped)
-        entry.etag, entry.size = head.etag, len(data)
+        entry.etag = head.etag
         return True
 
     async def store(self, provider: Provider, entry: CachedList, fetched: FetchedList) -> Catalog:
@@ -156,38 +164,28 @@ class ModelListCache:
             The list, with age 0.
         """
         # 304, "not modified": the cached list is as good as new (RFC 9110, 15.4.5).
-        if fetched.models is None and entry.catalog is not None:
-            catalog = entry.catalog
-        else:
-            catalog = Catalog(provider=entry.provider, models=fetched.models or (), dropped=fetched.dropped)
-        await self._encode(entry, catalog)
+        if fetched.catalog is not None or entry.catalog is None:
+            catalog = fetched.catalog or Catalog(provider=entry.provider)
+            _check_types(catalog)
+            entry.catalog, entry.pages = catalog, fetched.pages
         entry.etag, entry.failure = fetched.etag, None
         entry.life.stored()
+        catalog = entry.catalog
         self._put(entry)
         await self._write_store(provider, entry)
         return catalog
 
-    async def _encode(self, entry: CachedList, catalog: Catalog) -> None:
-        try:
-            if len(catalog) > _MIN_MODELS_FOR_THREAD:
-                data = await asyncio.to_thread(encode_models, catalog.models)
-            else:
-                data = encode_models(catalog.models)
-        except ValueError as error:
-            text = f"the plugin of {entry.provider!r} returned a model with an invalid field: {error}."
-            raise PluginContractError(text, provider=entry.provider) from None
-        # In memory as in the store: encoded, so that models that are never accessed are never decoded.
-        models = decode_models(data, provider=entry.provider, count=len(catalog))
-        entry.catalog = Catalog(provider=entry.provider, models=models, dropped=catalog.dropped)
-        entry.size = len(data)
-
     async def _write_store(self, provider: Provider, entry: CachedList) -> None:
         store = self._store_of(provider)
-        if store is None or entry.key is None or entry.catalog is None:
+        if store is None or entry.key is None:
             return
         created = self._clock.wall()
-        head = msgspec.json.encode(_StoredHead(etag=entry.etag, dropped=entry.catalog.dropped))
-        value = write_record(_RECORD_KIND, entry.key, created, head, encode_models(entry.catalog.models))
+        # Without cookies: one may be a session of the user's.
+        headers = ({k: v for k, v in page.headers.items() if k != "set-cookie"} for page in entry.pages)
+        sizes = (len(page.body) for page in entry.pages)
+        head = msgspec.json.encode(_StoredHead([*zip(headers, sizes, strict=True)], entry.etag))
+        body = b"".join([page.body for page in entry.pages])
+        value = write_record(_RECORD_KIND, entry.key, created, head, body)
         expires_at = created + entry.rules.max_age_s
         await store.put(
             [CacheItem(key=entry.key, group=_group(provider.name), value=value, expires_at=expires_at)]
@@ -196,7 +194,7 @@ class ModelListCache:
     async def drop(self, provider: Provider, entry: CachedList) -> None:
         """Delete a list that may not be served any more; the entry and its ``failure`` stay."""
         had_list = entry.catalog is not None
-        entry.catalog, entry.etag, entry.size = None, None, 0
+        entry.catalog, entry.etag, entry.pages = None, None, ()
         self._put(entry)
         store = self._store_of(provider)
         if had_list and store is not None and entry.key is not None:
@@ -210,6 +208,7 @@ class ModelListCache:
                 # A caller may be fetching for this entry at the moment.
                 entry.life.reset()
                 entry.catalog = entry.etag = entry.failure = None
+                entry.pages = ()
         for store in stores:
             # The store is shared with the vectors, whose groups must stay.
             groups = [_group(name)] if name is not None else (await store.size()).groups
@@ -220,6 +219,60 @@ class ModelListCache:
 
 def _group(provider: str) -> str:
     return _GROUP_PREFIX + provider
+
+
+def _stored_pages(head: _StoredHead, record: Record) -> list[HttpResponse]:
+    pages, at = [], 0
+    for headers, size in head.pages:
+        body = bytes(record.body[at : at + size])
+        pages.append(HttpResponse(status=200, headers=headers, body=body, received=record.created))
+        at += size
+    return pages
+
+
+def _read_pages(provider: Provider, pages: Sequence[HttpResponse]) -> Catalog:
+    """The list in stored responses.
+
+    Raises:
+        LLMOptError, ValueError: the plugin cannot read it any more.
+    """
+    # A response is read without the credential.
+    settings = provider.endpoints[0].settings(None)
+    parsed = [provider.hooks.parse_catalog(page, settings) for page in pages]
+    read = [page for page in parsed if isinstance(page, CatalogPage)]
+    if len(read) < len(pages):
+        raise ValueError("a stored page is an error")
+    return _merged(provider, read)
+
+
+def _merged(provider: Provider, pages: Sequence[CatalogPage]) -> Catalog:
+    """The models of all pages, each id once."""
+    name, first = provider.name, pages[0].models if len(pages) == 1 else ()
+    models: Sequence[Model] = first
+    if not (isinstance(first, ListedModels) and first.provider == name and first.distinct):
+        found: dict[str, Model] = {}
+        for model in chain.from_iterable(page.models for page in pages):
+            # Most plugins set the provider's name themselves, so that no model is copied here.
+            own = model if model.provider == name else evolve(model, provider=name)
+            # The first one wins: pages can overlap while the provider adds models.
+            found.setdefault(model.id, own)
+        models = tuple(found.values())
+    return Catalog(provider=name, models=models, dropped=sum(page.dropped for page in pages))
+
+
+_PricesTypes: Final = msgspec.defstruct("_PricesTypes", get_type_hints(Prices).items())
+_model_types: Final = get_type_hints(Model) | {"prices": _PricesTypes | None, "raw": Any}
+_MODELS: Final[Any] = list[msgspec.defstruct("_ModelTypes", _model_types.items())]  # type: ignore[misc]
+
+
+def _check_types(catalog: Catalog) -> None:
+    """Refuse a model of a plugin with a field of another type, which users would find far from its cause."""
+    try:
+        if not isinstance(catalog.models, ListedModels):
+            msgspec.convert(catalog.models, _MODELS, from_attributes=True)
+    except msgspec.ValidationError as error:
+        text = f"the plugin of {catalog.provider!r} returned a model with an invalid field: {error}."
+        raise PluginContractError(text, provider=catalog.provider) from None
 
 
 # Fetching a list from the provider, page by page.
@@ -255,19 +308,13 @@ class FetchedList:
     """A list as a provider returned it.
 
     Attributes:
-        models: the models; None for "not modified" (HTTP status 304).
-        dropped: number of entries that could not be parsed.
+        catalog: the list; None for "not modified" (HTTP status 304).
+        pages: the responses that hold it.
         etag: entity tag for the next request, None if there is none.
     """
 
-    models: tuple[Model, ...] | None
-    dropped: int = 0
-    etag: str | None = None
-
-
-@frozen(kw_only=True)
-class _FetchedPage:
-    page: CatalogPage | None
+    catalog: Catalog | None
+    pages: Sequence[HttpResponse] = ()
     etag: str | None = None
 
 
@@ -292,27 +339,22 @@ async def fetch_model_list(
         InvalidResponse: a page repeats a cursor, or there are more than 1,000 pages.
         LLMOptError: a request failed.
     """
-    models: dict[str, Model] = {}
-    dropped = 0
+    pages: list[CatalogPage] = []
+    responses: list[HttpResponse] = []
     cursors: set[str] = set()
     call = CatalogCall(etag=etag, headers=headers)
     for _ in range(_MAX_PAGES):
-        fetched = await _fetch_page(engine, provider, call, deadline)
-        page = fetched.page
+        page, response = await _fetch_page(engine, provider, call, deadline)
+        found = _usable_etag(response)
         if page is None:
-            return FetchedList(models=None, etag=fetched.etag or etag)
-        for model in page.models:
-            # Most plugins set the provider's name themselves, so that no model is copied here.
-            own = model if model.provider == provider.name else evolve(model, provider=provider.name)
-            # The first one wins: pages can overlap while the provider adds models.
-            models.setdefault(model.id, own)
-        dropped += page.dropped
+            return FetchedList(catalog=None, etag=found or etag)
+        pages.append(page)
+        responses.append(response)
         if page.next_cursor is None:
             # An entity tag is valid for one page of one server only.
             single = call.cursor is None and len(provider.endpoints) == 1
-            return FetchedList(
-                models=tuple(models.values()), dropped=dropped, etag=fetched.etag if single else None
-            )
+            catalog = _merged(provider, pages)
+            return FetchedList(catalog=catalog, pages=responses, etag=found if single else None)
         # A server that ignores the cursor returns its first page for ever.
         if page.next_cursor in cursors:
             raise _endless(provider, "a page repeats a cursor")
@@ -332,13 +374,14 @@ def _endless(provider: Provider, reason: str) -> InvalidResponse:
 
 async def _fetch_page(
     engine: Engine, provider: Provider, call: CatalogCall, deadline: Deadline
-) -> _FetchedPage:
-    def parse(response: HttpResponse, settings: Settings) -> _FetchedPage | Failure:
-        etag = _usable_etag(response)
+) -> tuple[CatalogPage | None, HttpResponse]:
+    def parse(
+        response: HttpResponse, settings: Settings
+    ) -> tuple[CatalogPage | None, HttpResponse] | Failure:
         if response.status == 304:
-            return _FetchedPage(page=None, etag=etag)
+            return None, response
         page = provider.hooks.parse_catalog(response, settings)
-        return page if isinstance(page, Failure) else _FetchedPage(page=page, etag=etag)
+        return page if isinstance(page, Failure) else (page, response)
 
     scope = ListScope(engine, provider)
     request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES, scope=scope)

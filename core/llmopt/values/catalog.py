@@ -90,12 +90,12 @@ class CatalogPage:
     """One page of a list of models.
 
     Attributes:
-        models: the models.
+        models: the models: a tuple, or a sequence that makes each model when it is looked at.
         next_cursor: cursor of the next page, None on the last page.
         dropped: number of entries that could not be parsed and are missing.
     """
 
-    models: tuple[Model, ...] = ()
+    models: Sequence[Model] = ()
     next_cursor: str | None = None
     dropped: int = 0
 
@@ -106,7 +106,7 @@ class Catalog(Sequence[Model]):
 
     Attributes:
         provider: name of the provider entry.
-        models: the models. A list from the cache creates each object at the first access.
+        models: the models. Most lists create each object at the first access.
         age: seconds since the list was fetched from the provider.
         stale: whether it is past its time to live, and was returned because a newer one is not available yet.
         dropped: number of entries of the provider's list that could not be parsed and are missing.

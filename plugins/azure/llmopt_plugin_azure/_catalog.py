@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from attrs import evolve
 
-from llmopt import CatalogPage, Model, Settings
+from llmopt import CatalogPage, Model, Settings, compatible
 from llmopt.values.catalog import ModelKind
 from llmopt_plugin_azure._limits import KNOWN, MODELS, deployments
 
@@ -16,7 +16,7 @@ def page_of(page: CatalogPage, settings: Settings) -> CatalogPage:
     configured = deployments(settings)
     if configured:
         return CatalogPage(models=tuple(_deployed(name, base) for name, base in configured.items()))
-    return evolve(page, models=tuple(map(_described, page.models)))
+    return compatible.map_models(page, _described)
 
 
 def _deployed(name: str, base: str | None) -> Model:

@@ -25,7 +25,7 @@ def page_of(response: HttpResponse, settings: Settings, row: Row) -> CatalogPage
     reading = row.reading
     if reading is None or isinstance(page, Failure):
         return page
-    return evolve(page, models=tuple(_read(model, reading) for model in page.models))
+    return compatible.map_models(page, lambda model: _read(model, reading))
 
 
 def _read(model: Model, reading: Reading) -> Model:

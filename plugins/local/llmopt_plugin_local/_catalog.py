@@ -44,7 +44,7 @@ def page_of(response: HttpResponse, settings: Settings) -> CatalogPage | Failure
         return page
     # Native lists have one page, even if they name a next one: there is no request for it.
     cursor = None if flavour_of(settings) in LISTS else page.next_cursor
-    return evolve(page, models=tuple(map(_described, page.models)), next_cursor=cursor)
+    return compatible.map_models(evolve(page, next_cursor=cursor), _described)
 
 
 def _of_info(info: Mapping[str, Any]) -> Model:
