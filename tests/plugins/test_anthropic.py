@@ -306,9 +306,16 @@ def test_what_has_no_place_in_a_conversation_is_refused(message: Any, said: str)
     assert refused.value.index == 1
 
 
-def test_an_answer_without_content_is_left_out() -> None:
+@pytest.mark.parametrize("content", [None, "", " \n"])
+def test_an_answer_without_content_is_left_out(content: str | None) -> None:
     """A refusal leaves one, which Anthropic refuses to read again."""
-    assert turns(HI, Message("assistant", None).as_dict(), HI) == [HI, HI]
+    assert turns(HI, Message("assistant", content).as_dict(), HI) == [HI, HI]
+
+
+def test_a_blank_text_between_blocks_is_left_out() -> None:
+    kept = {"anthropic.blocks": [THINKING, {"type": "text", "text": "\n"}, USE]}
+    message = Message("assistant", "\n", provider_data=kept).as_dict()
+    assert turns(HI, message)[1]["content"] == [THINKING, USE]
 
 
 # Answers.

@@ -100,8 +100,10 @@ def _answer(message: Mapping[str, Any], index: int) -> str | list[Block]:
     kept = data.get(OWN)
     content = message.get("content")
     if kept is None and not calls and (content is None or isinstance(content, str)):
-        return content or ""
-    blocks = list(kept) if kept is not None else _blocks(content, index)
+        return content if content and content.strip() else ""
+    # Anthropic refuses to read a blank text again, although some answers have one.
+    every = kept if kept is not None else _blocks(content, index)
+    blocks = [each for each in every if each.get("type") != "text" or each.get("text", "").strip()]
     there = {block.get("id") for block in blocks if block.get("type") == "tool_use"}
     return [*blocks, *(_use(call, index) for call in calls if call.get("id") not in there)]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
-from attrs import evolve, field, frozen
+from msgspec.structs import replace
 
 from llmopt import ChatCall, ChatEvent, Failure, ServerEvent, StreamStep, ToolCallPart, reading
 from llmopt.values.error_shape import is_error
@@ -29,8 +29,7 @@ _JOIN_AT: Final = 256
 """Pieces that are joined at once: to join two with each event would copy a long answer again and again."""
 
 
-@frozen(kw_only=True)
-class State:
+class State(msgspec.Struct, frozen=True, kw_only=True):
     """What the events so far have said.
 
     Attributes:
@@ -43,13 +42,17 @@ class State:
         usage: the counts that were told.
     """
 
-    blocks: tuple[bytes, ...] = field(default=(), repr=False)
-    begun: bytes | None = field(default=None, repr=False)
+    blocks: tuple[bytes, ...] = ()
+    begun: bytes | None = None
     kind: str = ""
-    pieces: tuple[str, ...] = field(default=(), repr=False)
-    signature: str = field(default="", repr=False)
-    citations: tuple[bytes, ...] = field(default=(), repr=False)
-    usage: Mapping[str, int] = field(factory=dict, hash=False)
+    pieces: tuple[str, ...] = ()
+    signature: str = ""
+    citations: tuple[bytes, ...] = ()
+    usage: Mapping[str, int] = {}
+
+    def __repr__(self) -> str:
+        # Without the texts.
+        return f"State(blocks={len(self.blocks)}, kind={self.kind!r})"
 
 
 _BEGIN: Final = State()
@@ -109,7 +112,7 @@ def _started(value: dict[str, Any], state: State) -> StreamStep:
     message = reading.as_type(value.get("message"), Message)
     counts = counts_of(message.usage)
     event = ChatEvent(usage=usage_of(counts, {}), model=message.model, id=message.id, raw=value)
-    return StreamStep((event,), evolve(state, usage=counts))
+    return StreamStep((event,), replace(state, usage=counts))
 
 
 def _begun(block: dict[str, Any], value: dict[str, Any], state: State) -> StreamStep:
@@ -120,7 +123,7 @@ def _begun(block: dict[str, Any], value: dict[str, Any], state: State) -> Stream
     # Anthropic begins with nothing; a server that begins with words means them.
     words = read.text or read.thinking
     event = ChatEvent(text=read.text, reasoning=read.thinking, tool_calls=calls, raw=value)
-    begun = evolve(
+    begun = replace(
         state,
         begun=msgspec.json.encode(block),
         kind=read.type,
@@ -140,11 +143,11 @@ def _added(delta: _Delta, value: dict[str, Any], state: State) -> StreamStep:
         calls = (ToolCallPart(index=len(state.blocks), arguments=delta.partial_json),)
     event = ChatEvent(text=delta.text, reasoning=delta.thinking, tool_calls=calls, raw=value)
     piece = delta.text or delta.thinking or delta.partial_json or delta.content or ""
-    more = evolve(state, pieces=_with(state.pieces, piece)) if piece else state
+    more = replace(state, pieces=_with(state.pieces, piece)) if piece else state
     if delta.signature:
-        more = evolve(more, signature=state.signature + delta.signature)
+        more = replace(more, signature=state.signature + delta.signature)
     if delta.citation is not None:
-        more = evolve(more, citations=(*state.citations, msgspec.json.encode(delta.citation)))
+        more = replace(more, citations=(*state.citations, msgspec.json.encode(delta.citation)))
     return StreamStep((event,) if event.adds else (), more)
 
 
@@ -165,7 +168,7 @@ def _stopped(value: dict[str, Any], state: State) -> StreamStep:
     blocks = (*state.blocks, msgspec.json.encode(block))
     data = kept([each for each in map(msgspec.json.decode, blocks) if _is_whole(each)])
     event = ChatEvent(tool_calls=calls, provider_data=data, raw=value)
-    after = evolve(state, blocks=blocks, begun=None, kind="", pieces=(), signature="", citations=())
+    after = replace(state, blocks=blocks, begun=None, kind="", pieces=(), signature="", citations=())
     return StreamStep((event,) if calls or data else (), after)
 
 
@@ -210,4 +213,4 @@ def _ended(value: dict[str, Any], state: State) -> StreamStep:
         usage=usage_of(counts, state.usage),
         raw=value,
     )
-    return StreamStep((event,), evolve(state, usage={**state.usage, **counts}))
+    return StreamStep((event,), replace(state, usage={**state.usage, **counts}))

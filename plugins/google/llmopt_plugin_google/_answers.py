@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
-from attrs import evolve, field, frozen
+from msgspec.structs import replace
 
 from llmopt import (
     ChatCall,
@@ -87,8 +87,7 @@ class _Answer(msgspec.Struct, rename="camel"):
     response_id: str = ""
 
 
-@frozen(kw_only=True)
-class State:
+class State(msgspec.Struct, frozen=True, kw_only=True):
     """What the events so far have said.
 
     Attributes:
@@ -100,12 +99,16 @@ class State:
         usage: the last value of each count: fields come and go.
     """
 
-    parts: tuple[bytes, ...] = field(default=(), repr=False)
-    texts: tuple[str, ...] = field(default=(), repr=False)
+    parts: tuple[bytes, ...] = ()
+    texts: tuple[str, ...] = ()
     special: bool = False
     calls: int = 0
     said: bool = False
-    usage: Mapping[str, int] = field(factory=dict, hash=False)
+    usage: Mapping[str, int] = {}
+
+    def __repr__(self) -> str:
+        # Without the texts.
+        return f"State(parts={len(self.parts)}, calls={self.calls})"
 
     @property
     def kept(self) -> dict[str, Any]:
@@ -195,7 +198,7 @@ def _read(call: ChatCall, value: dict[str, Any], state: State) -> StreamStep | F
     if reason in FAILED_REASONS or (reason in EMPTY_REASONS and not after.said):
         return _ended_with(str(reason), first.finish_message if first is not None else None, call)
     counts = _counts(answer.usage_metadata)
-    after = evolve(after, usage={**state.usage, **counts})
+    after = replace(after, usage={**state.usage, **counts})
     ended = reason is not None or bool(blocked)
     event = ChatEvent(
         text="".join(part.text for part in parts if not part.thought),
@@ -237,7 +240,7 @@ def _with_parts(state: State, raw: Sequence[Mapping[str, Any]], parts: Sequence[
         for value, part in zip(raw, parts, strict=True)
     )
     calls = state.calls + sum(part.function_call is not None for part in parts)
-    return evolve(state, parts=tuple(kept), texts=texts, special=special, calls=calls, said=said)
+    return replace(state, parts=tuple(kept), texts=texts, special=special, calls=calls, said=said)
 
 
 def _text_part(texts: Iterable[str]) -> list[bytes]:
