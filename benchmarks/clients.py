@@ -220,8 +220,16 @@ CONTENDERS: Final = (
         "llmopt",
         ("peer_clients", "LlmoptReading", {}),
     ),
-    Contender("llmopt-memory", "llmopt", "llmopt", "llmopt", ("peer_clients", "LlmoptCached", {})),
-    Contender("llmopt-disk", "llmopt", "llmopt", "llmopt", ("peer_clients", "LlmoptCached", {"disk": True})),
+    Contender(
+        "llmopt-memory", "llmopt, from memory", "llmopt", "llmopt", ("peer_clients", "LlmoptCached", {})
+    ),
+    Contender(
+        "llmopt-disk",
+        "llmopt, from the disk",
+        "llmopt",
+        "llmopt",
+        ("peer_clients", "LlmoptCached", {"disk": True}),
+    ),
     Contender(
         "typed", "gunzip and one typed decode", "msgspec", "llmopt", ("reference_clients", "TypedList", {})
     ),

@@ -218,9 +218,9 @@ class TypedList(Client):
             "Entry",
             [
                 ("id", str),
-                ("name", str, ""),
-                ("created", number, None),
-                ("context_length", number, None),
+                ("name", str),
+                ("created", number),
+                ("context_length", number),
                 ("architecture", _struct("Architecture", input_modalities=texts, output_modalities=texts)),
                 ("pricing", _struct("Pricing", prompt=text, completion=text)),
                 ("top_provider", _struct("TopProvider", max_completion_tokens=number)),
