@@ -94,13 +94,26 @@ def require_valgrind(parser: argparse.ArgumentParser) -> None:
 
 
 def collected_instructions(
-    command: Sequence[str], environment: Mapping[str, str], folder: str | None = None
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    folder: str | None = None,
+    *,
+    plain_first: bool = False,
 ) -> int:
     """Run a program under callgrind and return how many user instructions all its threads executed.
+
+    Args:
+        command: the program.
+        environment: its environment variables.
+        folder: its working directory, None for the current one.
+        plain_first: whether to run it without callgrind before. That writes the bytecode of all modules, so that of two
+            counts none contains compiling them.
 
     Raises:
         RuntimeError: the program failed, or valgrind reported no number.
     """
+    if plain_first:
+        subprocess.run(command, env=environment, cwd=folder, capture_output=True, check=False)
     valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={os.devnull}"]
     process = subprocess.run(
         [*valgrind, *command], env=environment, cwd=folder, capture_output=True, text=True, check=False
@@ -122,19 +135,13 @@ def _cells(counts: Sequence[int], first: Sequence[int]) -> list[str]:
 
 
 def _per_call(checkout: Path, name: str, origin: str, parser: argparse.ArgumentParser) -> int:
-    # Without callgrind first: it writes the bytecode of all modules, so that neither run compiles them.
+    few, many = CASES[name].calls
+    program = [sys.executable, __file__, name]
     with tempfile.TemporaryDirectory() as bytecode:
         environment = _environment(checkout, bytecode)
-        few, many = CASES[name].calls
-        program = [sys.executable, __file__, name]
-        plain = [*program, "1", origin]
-        process = subprocess.run(plain, env=environment, capture_output=True, text=True, check=False)
-        if process.returncode:
-            parser.error(f"the client failed in {checkout}: {_last_lines(process.stderr)}")
         try:
-            first, second = (
-                collected_instructions([*program, str(calls), origin], environment) for calls in (few, many)
-            )
+            first = collected_instructions([*program, str(few), origin], environment, plain_first=True)
+            second = collected_instructions([*program, str(many), origin], environment)
         except RuntimeError as error:
             parser.error(f"the client failed in {checkout}: {error}")
     return (second - first) // (many - few)

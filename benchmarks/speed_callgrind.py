@@ -28,24 +28,29 @@ def count_instructions(case: Case, contender: Contender, environments: Environme
     few = case.in_flight
     # A request with many texts executes so many instructions that fewer requests do.
     many = few + max(_ROUNDS * case.in_flight, _MIN_REQUESTS) // min(8, case.items)
+    folder = tempfile.gettempdir()
     with ServerProcess("embeddings", environments.python("server")) as server:
+        programs = [
+            _program(case, contender, environments, server.origin, requests) for requests in (few, many)
+        ]
         try:
-            counts = [
-                _count(case, contender, environments, server.origin, requests) for requests in (few, many)
-            ]
+            first = collected_instructions(*programs[0], folder, plain_first=True)
+            second = collected_instructions(*programs[1], folder)
         except RuntimeError as error:
             print(f"  {contender.title}: not run: {error}", flush=True)
             return None
-    instructions = (counts[1] - counts[0]) // (many - few)
+    instructions = (second - first) // (many - few)
     print(f"  {contender.title:26} {instructions / 1e3:10.1f} k instructions per request", flush=True)
     return instructions
 
 
-def _count(case: Case, contender: Contender, environments: Environments, origin: str, requests: int) -> int:
+def _program(
+    case: Case, contender: Contender, environments: Environments, origin: str, requests: int
+) -> tuple[list[str], dict[str, str]]:
+    """The command of a worker that sends so many requests, and its environment variables."""
     task = {"contender": contender.name, "case": case.name, "origin": origin, "count": requests}
     program = ["-m", "benchmarks.worker", json.dumps(task | {"benchmark": "once"})]
     environment = child_environment(checkout=contender.environment == CHECKOUT)
     # Else the order of sets, and with it the number of instructions, would differ between runs.
     environment["PYTHONHASHSEED"] = "0"
-    command = [environments.python(contender.environment), *program]
-    return collected_instructions(command, environment, tempfile.gettempdir())
+    return [environments.python(contender.environment), *program], environment
