@@ -13,6 +13,7 @@ share without a lock: two may make one each. No clock, and nothing here awaits.
 from __future__ import annotations
 
 import os
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -152,22 +153,11 @@ def _parse(content: bytes) -> dict[str, Any] | str:
 # counts as not set.
 
 
-class Environment(Mapping[str, str]):
-    """Environment variables whose values no traceback shows, not even one with local variables."""
-
-    __slots__ = ("_variables",)
+class Environment(ChainMap[str, str]):
+    """Environment variables whose values no traceback shows, not even one with local variables. It keeps no copy."""
 
     def __init__(self, variables: Mapping[str, str]) -> None:
-        self._variables: Final = variables
-
-    def __getitem__(self, name: str) -> str:
-        return self._variables[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._variables)
-
-    def __len__(self) -> int:
-        return len(self._variables)
+        super().__init__(variables)  # type: ignore[arg-type] # nothing here writes
 
     def __repr__(self) -> str:
         return f"Environment({len(self)} variables)"
