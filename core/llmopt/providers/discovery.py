@@ -60,9 +60,9 @@ class InstalledPlugin:
             provider=self.name,
         )
 
-    @property
+    @cached_property
     def distributions(self) -> tuple[str, ...]:
-        """Name and version of each distribution that claims the name. Slow: it reads files."""
+        """Name and version of each distribution that claims the name. They are read from files, which takes long, and kept."""
         return tuple(_distribution(point) for point in self.entry_points)
 
     @property

@@ -84,7 +84,6 @@ class Registry:
         self._modules: Final[dict[int, tuple[object, ProviderHooks]]] = {}
         self._variables: Final[dict[str, tuple[str, ...]]] = {}
         self._installed: Mapping[str, InstalledPlugin] | None = None
-        self._identities: Final[dict[str, tuple[str, ...]]] = {}
 
     @property
     def installed(self) -> Mapping[str, InstalledPlugin]:
@@ -178,13 +177,9 @@ class Registry:
 
         Part of cache keys, so that another version of a plugin does not read the results of this one.
         """
-        name = provider.plugin
-        if name not in self._identities:
-            # Kept, because reading versions from disk for each of many entries takes too long.
-            plugin = self.installed.get(name)
-            own = plugin.distributions if plugin is not None else ()
-            self._identities[name] = (*own, *map(_class_name, self._wrappers))
-        return self._identities[name]
+        plugin = self.installed.get(provider.plugin)
+        own = plugin.distributions if plugin is not None else ()
+        return (*own, *map(_class_name, self._wrappers))
 
     def _installed_names(self, served: set[str]) -> str:
         """The installed providers in a few words: names of general plugins are counted, not listed."""
