@@ -104,8 +104,8 @@ class CircuitBreaker:
     _options: CircuitBreakerOptions = field(factory=CircuitBreakerOptions)
     _now: Now = field(kw_only=True)
     _rng: random.Random = field(factory=new_rng, kw_only=True)
-    _on_transition: Callable[[BreakerChanged], None] | None = field(default=None, kw_only=True)
-    _on_probe_end: Callable[[], None] | None = field(default=None, kw_only=True)
+    _on_transition: Callable[[BreakerChanged], object] = field(default=bool, kw_only=True)
+    _on_probe_end: Callable[[], object] = field(default=bool, kw_only=True)
     provider: str = field(default="", kw_only=True)
     _endpoint: str = field(default="", kw_only=True)
     _model: str = field(default="", kw_only=True)
@@ -221,8 +221,7 @@ class CircuitBreaker:
             self._streak += 1
             if self._streak >= self._options.half_open_calls:
                 self._close()
-        if self._on_probe_end is not None:
-            self._on_probe_end()
+        self._on_probe_end()
 
     def _open(self, now: float, error: errors.LLMOptError | None) -> None:
         options = self._options
@@ -246,8 +245,6 @@ class CircuitBreaker:
     def _change(self, new: State, break_duration_s: float = 0.0) -> None:
         old, self.state = self.state, new
         self._generation += 1
-        if self._on_transition is None:
-            return
         cause = self.cause if new == "open" else None
         self._on_transition(
             BreakerChanged(
@@ -357,8 +354,8 @@ class CircuitBreakerRegistry:
         *,
         now: Now,
         rng: random.Random | None = None,
-        on_transition: Callable[[BreakerChanged], None] | None = None,
-        on_probe_end: Callable[[], None] | None = None,
+        on_transition: Callable[[BreakerChanged], object] = bool,
+        on_probe_end: Callable[[], object] = bool,
     ) -> None:
         self._new_circuit = partial(
             CircuitBreaker,

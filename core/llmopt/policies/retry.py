@@ -125,6 +125,8 @@ class RetryHistory:
 
 
 _FINAL: Final = GiveUp(reason="final")
+_FREE: Final = RetryDecision(delay=0.0, reason="other_endpoint", cost=NO_COST, counted=False, computed=False)
+"""A retry at once, which takes neither attempts nor budget."""
 _UNDECIDED: Final = -1.0
 """A delay that `RetryPolicy` still has to compute."""
 _TABLE: Final[dict[type[errors.LLMOptError], RetryDecision]] = {
@@ -237,7 +239,7 @@ def _by_kind(error: errors.LLMOptError, history: RetryHistory, facts: RetryFacts
         return _after_open_circuit(error, facts)
     if facts.other_endpoint and isinstance(error, OTHER_ENDPOINT_MAY_SERVE):
         # Each endpoint is tried once at most.
-        return RetryDecision(delay=0.0, reason="other_endpoint", cost=NO_COST, counted=False, computed=False)
+        return _FREE
     if isinstance(error, (errors.AuthError, errors.QuotaExhausted)):
         return _with_another_credential(error, history, facts)
     if facts.should_retry is False:
@@ -277,7 +279,7 @@ def _after_lost_response(
     if not facts.idempotent:
         return evolve(decision, ambiguous=error.sent != "no")
     if isinstance(error, errors.ConnectionLost) and error.stale and "stale" not in history.by_reason:
-        return RetryDecision(delay=0.0, reason="stale", cost=NO_COST, counted=False, computed=False)
+        return evolve(_FREE, reason="stale")
     return decision
 
 
@@ -297,14 +299,7 @@ def _wait_for_circuit(
         or facts.circuit_retry_in is None
     ):
         return decision
-    return evolve(
-        decision,
-        delay=facts.circuit_retry_in,
-        reason="circuit_open",
-        cost=NO_COST,
-        counted=False,
-        computed=False,
-    )
+    return evolve(_FREE, delay=facts.circuit_retry_in, reason="circuit_open", ambiguous=decision.ambiguous)
 
 
 def _after_open_circuit(error: errors.CircuitOpen, facts: RetryFacts) -> RetryDecision | GiveUp:
