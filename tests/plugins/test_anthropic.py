@@ -645,7 +645,9 @@ def test_a_recorded_answer_is_read_and_its_blocks_go_back(exchange: Any) -> None
     assert whole.usage is not None
     assert whole.usage.prompt_tokens > 0
     sent = turns(HI, whole.message.as_dict())[1]["content"]
-    assert sent == (blocks if whole.provider_data else whole.text)
+    # A blank text, which some answers begin with, is refused when it comes back.
+    filled = [block for block in blocks if block["type"] != "text" or block["text"].strip()]
+    assert sent == (filled if whole.provider_data else whole.text)
 
 
 def test_a_page_is_a_page() -> None:
