@@ -105,4 +105,4 @@ def open_transport(settings: Settings) -> httpx.AsyncBaseTransport | None:
         return None
     from llmopt_plugin_local._embedded import EmbeddedTransport
 
-    return EmbeddedTransport()
+    return EmbeddedTransport(settings.options.get("processes", 0))

@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from llmopt import ConfigError
+from llmopt_plugin_local._processes import WorkerProcesses
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,10 +52,15 @@ MODELS: Final = ("default", "minilm")
 
 
 class EmbeddedTransport(httpx.AsyncBaseTransport):
-    """Answers embedding and catalogue requests from inside the process, off the event loop, one at a time."""
+    """Answers embedding and catalogue requests from inside the process, off the event loop.
 
-    def __init__(self) -> None:
-        self._worker: tuple[int, ThreadPoolExecutor] | None = None
+    Args:
+        processes: how many requests are answered at a time, each in a process of its own; 0 for one, in this process.
+    """
+
+    def __init__(self, processes: int = 0) -> None:
+        self._processes: Final = processes
+        self._worker: _Worker | None = None
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Answer one request."""
@@ -62,24 +68,41 @@ class EmbeddedTransport(httpx.AsyncBaseTransport):
         if request.method == "GET":
             return _answer(200, {"object": "list", "data": [_card(name) for name in _runnable()]})
         loop = asyncio.get_running_loop()
-        status, answer = await loop.run_in_executor(self._executor(), _embed, body)
+        worker = self._current_worker()
+        status, answer = await loop.run_in_executor(worker.threads, worker.embed, body)
         return httpx.Response(status, headers={"content-type": "application/json"}, content=answer)
 
     async def aclose(self) -> None:
-        """Let the worker thread go once its work is done."""
-        if self._worker is not None and self._worker[0] == os.getpid():
-            self._worker[1].shutdown(wait=False)
-        self._worker = None
+        """Let the worker thread or processes go once their work is done."""
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.pid == os.getpid():
+            worker.threads.shutdown(wait=False)
+            if worker.processes is not None:
+                worker.processes.close()
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _current_worker(self) -> _Worker:
         # A forked child has the parent's pool object and none of its threads.
-        if self._worker is None or self._worker[0] != os.getpid():
-            pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llmopt-embedded")
-            self._worker = (os.getpid(), pool)
-        return self._worker[1]
+        if self._worker is None or self._worker.pid != os.getpid():
+            self._worker = _Worker(self._processes)
+        return self._worker
 
 
-def _embed(body: bytes) -> tuple[int, bytes]:
+class _Worker:
+    """The threads of one process that embed, or that wait for a process that does."""
+
+    def __init__(self, processes: int) -> None:
+        self.pid: Final = os.getpid()
+        self.threads: Final = ThreadPoolExecutor(max(1, processes), thread_name_prefix="llmopt-embedded")
+        self.processes: Final = WorkerProcesses(processes) if processes else None
+        self.embed: Final = embed if self.processes is None else self.processes.embed
+
+
+def embed(body: bytes) -> tuple[int, bytes]:
+    """Answer a request: the HTTP status and the body.
+
+    Raises:
+        ConfigError: a package that the model needs is missing.
+    """
     try:
         return 200, _embedded(_read(body))
     except _Refusal as refusal:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from attrs import evolve
+
 from llmopt import Option, Profile, ProviderEntry, Timeouts
 from llmopt_plugin_local._addresses import is_loopback
 from llmopt_plugin_local._flavours import FLAVOURS, INFINITY, LLAMACPP, LMSTUDIO, OLLAMA, TEI, VLLM
 
+_MAX_PROCESSES: Final = 16
+"""What this process does itself, a sixth of the whole, keeps no more than some six of them busy."""
 _OPTIONS: Final = (
     Option(
         name="flavour",
@@ -19,6 +23,12 @@ _OPTIONS: Final = (
         name="truncate",
         type=bool,
         help="whether TEI, Ollama and vLLM cut a text that is too long, instead of refusing it",
+    ),
+    Option(
+        name="processes",
+        type=int,
+        choices=tuple(range(_MAX_PROCESSES + 1)),
+        help="how many processes compute the embedded model; 0, the default: this one, with one core",
     ),
 )
 
@@ -48,7 +58,13 @@ def profile_of(entry: ProviderEntry) -> Profile:
     flavour = str(entry.options.get("flavour"))
     usual = _ADDRESSES.get(flavour)
     if entry.base_url is None and usual is None:
-        return _EMBEDDED
+        processes = entry.options.get("processes")
+        # A wrong value is refused when the options are checked. With one more, none waits for its next request.
+        return (
+            evolve(_EMBEDDED, max_concurrency=processes + 1)
+            if isinstance(processes, int) and processes
+            else _EMBEDDED
+        )
     return Profile(
         # With a flavour, the user has said which server is at that address.
         base_url=usual and (entry.base_url or usual),
