@@ -154,16 +154,19 @@ def test_an_old_latency_fades_towards_the_best() -> None:
     assert shares(balance, idle(2), 100)[1] == 0.0
 
     clock.advance(30)
-    assert balance._latency(Candidate(1, 0, 16), 1.0, clock.now()) == pytest.approx(1 + 2 * math.exp(-1))
+    assert balance._latency(Candidate(1, 0, 16), clock.now()) == pytest.approx(1 + 2 * math.exp(-1))
     assert shares(balance, idle(2), 100)[1] == 0.0
     clock.advance(90)
     assert shares(balance, idle(2), 1000)[1] > 0.3
 
 
 def simulate(
-    weights: tuple[float, ...], seconds: tuple[float, ...], at_once: int, seed: int = 3
+    weights: tuple[float, ...], seconds: tuple[float, ...], at_once: int, seed: int = 3, *, drawn: bool = True
 ) -> list[float]:
-    """Run a closed loop of callers against servers with these latencies; return the share of each server."""
+    """Run a closed loop of callers against servers with these latencies; return the share of each server.
+
+    Two are drawn and looked at, or all are looked at.
+    """
     clock = SimulatedClock(start=0.0)
     rng = random.Random(seed)
     balance = LoadBalancer(weights, now=clock.now, rng=rng)
@@ -176,7 +179,8 @@ def simulate(
             clock.advance_to(end)
             flying[index] -= 1
             balance.record_latency(index, latency)
-        chosen = balance.choose([Candidate(i, flying[i], 16) for i in range(len(weights))])
+        candidates = [Candidate(i, flying[i], 16) for i in range(len(weights))]
+        chosen = balance.choose_of_two(candidates.__getitem__) if drawn else balance.choose(candidates)
         assert chosen is not None
         latency = seconds[chosen.index] * rng.lognormvariate(0, 0.3)
         flying[chosen.index] += 1
@@ -185,10 +189,41 @@ def simulate(
     return [count / 3000 for count in counted]
 
 
+@pytest.mark.parametrize("drawn", [True, False])
 @pytest.mark.parametrize("at_once", [1, 4, 8, 24])
-def test_weights_hold_at_low_and_high_load(at_once: int) -> None:
+def test_weights_hold_at_low_and_high_load(at_once: int, drawn: bool) -> None:
     """Weights of three to one, with latencies that vary."""
-    assert simulate((3, 1), (1.0, 1.0), at_once)[0] == pytest.approx(0.75, abs=0.05)
+    assert simulate((3, 1), (1.0, 1.0), at_once, drawn=drawn)[0] == pytest.approx(0.75, abs=0.05)
+
+
+def test_two_are_looked_at_of_a_thousand() -> None:
+    """By weight; the second is never the first."""
+    balance = balancer(*([1.0] * 999), 999.0)
+    looked: list[int] = []
+
+    def candidate(index: int) -> Candidate:
+        looked.append(index)
+        return Candidate(index, 0, 16)
+
+    for _ in range(2000):
+        assert balance.choose_of_two(candidate) is not None
+    assert len(looked) == 4000
+    assert all(first != second for first, second in zip(looked[::2], looked[1::2], strict=True))
+    assert looked[::2].count(999) / 2000 == pytest.approx(0.5, abs=0.04)
+
+
+def test_one_that_may_not_be_asked_is_drawn_again() -> None:
+    """The shares of the others stay as they are; if too few may be asked, nothing is chosen."""
+    balance = balancer(6, 2, 1, 1)
+    counted = Counter(
+        chosen.index
+        for _ in range(6000)
+        if (chosen := balance.choose_of_two(lambda at: Candidate(at, 0, 16) if at != 1 else None))
+    )
+    assert counted[1] == 0
+    assert counted[0] / counted.total() == pytest.approx(6 / 8, abs=0.03)
+    assert balance.choose_of_two(lambda _: None) is None
+    assert balance.choose_of_two(lambda at: Candidate(0, 0, 16) if at == 0 else None) is None
 
 
 @pytest.mark.parametrize("at_once", [2, 8, 24])

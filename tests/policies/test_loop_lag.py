@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmopt.policies.loop_lag import LoopLag, explains_timeout
+from llmopt.policies.timeouts import LoopLag, explains_timeout
 from llmopt.testing.clock import SimulatedClock, run_simulated
 from tests.support.scale import scaled
 

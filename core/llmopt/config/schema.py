@@ -4,9 +4,8 @@ Every key is optional; the provider's profile gives the default. Checks belong t
 file and a call of the constructor pass the same ones. Messages name a key by its path and never contain its value,
 which may be a secret.
 
-No I/O and no state: it reads neither the file nor the environment, see `llmopt.config.load`. Files that its values
-name are not opened. A token provider is kept and not called. Tables of the caller are copied, but the values in
-``options`` are not.
+No I/O and no state: it reads neither the file nor the environment (`llmopt.config.load` does), and opens no file that
+its values name. A token provider is kept and not called. Tables of the caller are copied, the values in ``options`` not.
 """
 
 from __future__ import annotations
@@ -378,6 +377,7 @@ class Flags:
         coalesce: share one request between equal calls at the same time.
         adaptive_timeouts: derive timeouts from the latencies measured.
         adaptive_batches: derive batch sizes from the responses.
+        lane: run first attempts by callbacks, without a task or coroutine of their own.
     """
 
     cache: bool = True
@@ -392,6 +392,7 @@ class Flags:
     coalesce: bool = True
     adaptive_timeouts: bool = True
     adaptive_batches: bool = True
+    lane: bool = True
 
     def overridden(self, *overrides: Mapping[str, bool] | None) -> Flags:
         """These flags with some of them replaced; later tables win.

@@ -1,8 +1,8 @@
 """One attempt of a request: what it acquires, how it is settled, and what is recorded about it.
 
 `AttemptScope` holds slot, lease and permit and reports the result to the policies. `RequestRecorder` counts, and emits
-the events, with the ids that `CallScope` makes when the first event needs them. `add_context` completes the error of
-an attempt.
+the events, with the ids that `CallScope` makes when the first event needs them. `AttemptScope.explain` completes the
+error of an attempt.
 
 No I/O but lines in the log, no awaiting and no clock: durations are passed in. It changes the policies and counters
 that all requests of the endpoint share, and calls the plugin's hook `rate_limits` and the user's listener.
@@ -13,57 +13,30 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
+from llmopt import errors
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.endpoint_policies import SET_ASIDE_S
 from llmopt.engine.responses import SLOW, hide_keys, may_be_item_error, request_id
 from llmopt.engine.telemetry import CANCELLED, OK, Scope, Telemetry
-from llmopt.errors import (
-    Attempt,
-    AttemptTimeout,
-    ConnectFailed,
-    DeadlineExceeded,
-    InvalidResponse,
-    LLMOptError,
-    Overloaded,
-    PoolTimeout,
-    ProviderError,
-    RateLimited,
-    RequestTimeout,
-    Sent,
-    StreamIdle,
-)
 from llmopt.log import DEBUG, REQUEST
 from llmopt.policies.circuit_breaker import counts_as_timeout
 from llmopt.policies.concurrency_limit import Slot, load_signal
-from llmopt.policies.loop_lag import explains_timeout
 from llmopt.policies.quota import Lease, Refusal
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry_after import exceeded_by, parse_retry_after, reset_wait
+from llmopt.policies.timeouts import explains_timeout
+from llmopt.values import events
 from llmopt.values.calls import Call, Operation, RateLimits, Settings
 from llmopt.values.embeddings import Usage
-from llmopt.values.events import (
-    CredentialRefused,
-    EndpointSetAside,
-    JsonParse,
-    LimitLearned,
-    RequestAttempt,
-    RequestEnd,
-    RequestRetry,
-    RequestStart,
-    RequestWait,
-    ResponseCompression,
-    StreamChunk,
-    StreamUnknown,
-    WaitCause,
-)
 from llmopt.values.http import HttpResponse
 
 if TYPE_CHECKING:
     from llmopt.config.resolve import Endpoint
     from llmopt.policies.circuit_breaker import Permit
     from llmopt.policies.retry_loop import Retry
+    from llmopt.transport.request import TransportRequest
 _REQUEST_TIMEOUT: Final = 408
 _LOOP_WAS_LATE: Final = (
     "The event loop was {:.1f} s late meanwhile: something blocks it, or the machine is too busy."
@@ -76,9 +49,8 @@ _NO_SLOT: Final = Slot(lambda _: None)
 class AttemptScope:
     """What one attempt has acquired from the policies: concurrency slot, rate-limit lease, circuit breaker permit.
 
-    Leaving its ``with`` block releases what is left of them, neutrally where the attempt said nothing about the server.
-    A stream detaches the scope from the block and releases it at its end. No method awaits, so that a
-    cancellation cannot leave anything acquired.
+    `release` releases what is left of them, neutrally where the attempt said nothing about the server. No method awaits,
+    so that a cancellation cannot leave anything acquired.
 
     Args:
         endpoint: receives the request.
@@ -93,7 +65,12 @@ class AttemptScope:
         reply_lease: of the limiter of the tokens of replies, likewise.
         cost_stated: whether the plugin has stated the cost in tokens, so that the usage in the response does not correct it.
         permit: of the circuit breakers, None before it is acquired and where they are switched off.
+        settings: of the endpoint, with the credential; set when the request is built.
+        encoded: the request, likewise.
     """
+
+    settings: Settings
+    encoded: TransportRequest
 
     def __init__(self, endpoint: LiveEndpoint, call: Call, tokens: int, *, suspect: bool = False) -> None:
         self.endpoint: Final = endpoint
@@ -105,20 +82,8 @@ class AttemptScope:
         self.permit: Permit | None = None
         self.reply_lease = self.lease
         self.cost_stated = False
-        self._release_on_exit = True
         self._suspect: Final = suspect
         self._timeouts_count = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._release_on_exit:
-            self.release()
-
-    def detach(self) -> None:
-        """Let the ``with`` block release nothing: the stream that goes on calls `release`."""
-        self._release_on_exit = False
 
     def release(self) -> None:
         """Release what was not released yet."""
@@ -136,14 +101,11 @@ class AttemptScope:
         first = self.endpoint.config.timeouts.first
         self._timeouts_count = self.endpoint.policies.has_answered or first is None or timeout < first
 
-    def succeeded(
-        self, response: HttpResponse, settings: Settings, seconds: float, used: Used | None
-    ) -> bool:
+    def succeeded(self, response: HttpResponse, seconds: float, used: Used | None) -> bool:
         """Record a complete response.
 
         Args:
             response: with the headers that may state rate limits.
-            settings: of the attempt.
             seconds: from sending to the end of the response.
             used: tokens as the response reports them, None if it does not.
 
@@ -153,9 +115,9 @@ class AttemptScope:
         self.endpoint.policies.record_latency(self.call, self.tokens, seconds)
         self.completed(used)
         # After the lease is settled: what the headers say is left is compared with what the limiter has counted.
-        if not self.lease.wants_headers:
-            return False
-        return self._observe(self.endpoint.hooks.rate_limits(response, settings))
+        return self.lease.wants_headers and self._observe(
+            self.endpoint.hooks.rate_limits(response, self.settings)
+        )
 
     def completed(self, used: Used | None) -> None:
         """Settle everything for a complete response; ``used`` is its cost, None to keep the estimate."""
@@ -163,7 +125,6 @@ class AttemptScope:
         if self.permit is not None:
             self.permit.success()
         self.settle(used)
-        self._release_on_exit = False
 
     def settle(self, used: Used | None) -> None:
         """Settle the leases at the cost of what was received; None to keep the estimate."""
@@ -184,9 +145,39 @@ class AttemptScope:
     def _reply_limiter(self) -> RateLimiter | None:
         return self.endpoint.policies.reply_limiter(self.call, create=True)
 
-    def failed(
-        self, error: LLMOptError, settings: Settings, seconds: float, response: HttpResponse | None
-    ) -> bool:
+    def explain(
+        self, error: errors.LLMOptError, response: HttpResponse | None, seconds: float
+    ) -> errors.Attempt:
+        """Add to an error what only the engine knows about it: provider, model, endpoint, request id, retry-after.
+
+        Keys in its message are removed.
+
+        Returns:
+            The entry for the error's history of attempts.
+        """
+        error.provider = error.provider or self.endpoint.config.provider
+        error.model = error.model or self.call.model or None
+        error.endpoint = error.endpoint or self.endpoint.name
+        if response is not None:
+            error.request_id = error.request_id or request_id(response.headers, self.settings)
+            if isinstance(error, (errors.ProviderError, errors.InvalidResponse)):
+                # A header is more exact than what a plugin reads from the text of an error.
+                header = parse_retry_after(response.headers, response.received)
+                error.retry_after = header if header is not None else error.retry_after
+                if error.retry_after is not None and isinstance(
+                    error, (errors.RateLimited, errors.Overloaded)
+                ):
+                    error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
+        hide_keys(error, self.settings)
+        return errors.Attempt(
+            endpoint=self.endpoint.name,
+            outcome=type(error).__name__,
+            status=response.status if response is not None else None,
+            seconds=seconds,
+            message=error.message,
+        )
+
+    def failed(self, error: errors.LLMOptError, seconds: float, response: HttpResponse | None) -> bool:
         """Record a failed attempt.
 
         Returns:
@@ -194,7 +185,7 @@ class AttemptScope:
         """
         policies = self.endpoint.policies
         policies.block_credential(error, self.call.model)
-        timed_out = isinstance(error, AttemptTimeout)
+        timed_out = isinstance(error, errors.AttemptTimeout)
         # A text that the server cannot process, or takes long for, says nothing about the server's health.
         of_text = self._suspect and (may_be_item_error(error) or isinstance(error, SLOW))
         if self._loop_was_late(error, seconds):
@@ -208,10 +199,10 @@ class AttemptScope:
             self.slot.release(load_signal(error) if adaptive else "neutral")
             if self.permit is not None and not of_text:
                 self.permit.failed(self._breaker_error(error, seconds))
-        limits = None if response is None else self.endpoint.hooks.rate_limits(response, settings)
+        limits = None if response is None else self.endpoint.hooks.rate_limits(response, self.settings)
         return self._settle_lease(error, limits)
 
-    def stream_started(self, response: HttpResponse, settings: Settings, seconds: float) -> bool:
+    def stream_started(self, response: HttpResponse, seconds: float) -> bool:
         """Record the first event of a stream.
 
         Returns:
@@ -225,15 +216,17 @@ class AttemptScope:
         # The requests that the limiter holds back until it has seen a first response need not wait for its end.
         self.lease.accept()
         self.reply_lease.accept()
-        return self.lease.wants_headers and self._observe(self.endpoint.hooks.rate_limits(response, settings))
+        return self.lease.wants_headers and self._observe(
+            self.endpoint.hooks.rate_limits(response, self.settings)
+        )
 
-    def stream_failed(self, error: LLMOptError, settings: Settings, used: Used) -> None:
+    def stream_failed(self, error: errors.LLMOptError, used: Used) -> None:
         """Record a stream that broke off; ``used`` is its cost until then."""
-        if not isinstance(error, RateLimited):
+        if not isinstance(error, errors.RateLimited):
             self.settle(used)
-        self.failed(error, settings, 0.0, None)
+        self.failed(error, 0.0, None)
 
-    def _loop_was_late(self, error: LLMOptError, seconds: float) -> bool:
+    def _loop_was_late(self, error: errors.LLMOptError, seconds: float) -> bool:
         """Whether a late event loop may have caused the timeout. The error then says so."""
         limit = self._expired_limit(error, seconds)
         if limit is None:
@@ -244,39 +237,39 @@ class AttemptScope:
         error.args = (f"{error.message} {_LOOP_WAS_LATE.format(late)}",)
         return True
 
-    def _expired_limit(self, error: LLMOptError, seconds: float) -> float | None:
+    def _expired_limit(self, error: errors.LLMOptError, seconds: float) -> float | None:
         """The seconds whose passing alone is the failure, None for a failure of another kind."""
         timeouts = self.endpoint.config.timeouts
-        if isinstance(error, AttemptTimeout):
+        if isinstance(error, errors.AttemptTimeout):
             return self.timeout
-        if isinstance(error, ConnectFailed):
+        if isinstance(error, errors.ConnectFailed):
             return timeouts.connect if error.cause == "timeout" else None
-        if isinstance(error, StreamIdle):
+        if isinstance(error, errors.StreamIdle):
             return timeouts.idle
-        if isinstance(error, PoolTimeout):
+        if isinstance(error, errors.PoolTimeout):
             return timeouts.pool
         # With status 408 the server says that it has waited for the request.
-        waited_for_us = isinstance(error, RequestTimeout) and error.status == _REQUEST_TIMEOUT
-        return seconds if waited_for_us or isinstance(error, DeadlineExceeded) else None
+        waited_for_us = isinstance(error, errors.RequestTimeout) and error.status == _REQUEST_TIMEOUT
+        return seconds if waited_for_us or isinstance(error, errors.DeadlineExceeded) else None
 
-    def _breaker_error(self, error: LLMOptError, seconds: float) -> LLMOptError:
+    def _breaker_error(self, error: errors.LLMOptError, seconds: float) -> errors.LLMOptError:
         """The error for the circuit breakers: a deadline that left enough time counts as a timeout."""
-        if isinstance(error, DeadlineExceeded) and counts_as_timeout(seconds, self.timeout):
-            return AttemptTimeout(error.message)
+        if isinstance(error, errors.DeadlineExceeded) and counts_as_timeout(seconds, self.timeout):
+            return errors.AttemptTimeout(error.message)
         return error
 
-    def _settle_lease(self, error: LLMOptError, limits: RateLimits | None) -> bool:
+    def _settle_lease(self, error: errors.LLMOptError, limits: RateLimits | None) -> bool:
         if error.sent == "no":
             self.lease.refund()
             self.reply_lease.refund()
             return False
-        if isinstance(error, RateLimited):
+        if isinstance(error, errors.RateLimited):
             return self._throttled(error, limits or RateLimits())
         # A request that is refused for good costs no tokens; for any other failure the estimate stands.
-        self.settle((0, 0) if isinstance(error, ProviderError) and not error.retryable else None)
+        self.settle((0, 0) if isinstance(error, errors.ProviderError) and not error.retryable else None)
         return limits is not None and self._observe(limits)
 
-    def _throttled(self, error: RateLimited, limits: RateLimits) -> bool:
+    def _throttled(self, error: errors.RateLimited, limits: RateLimits) -> bool:
         error.exceeded = error.exceeded or exceeded_by(limits, self.tokens)
         error.retry_after = error.retry_after or reset_wait(limits, error.exceeded)
         if error.exceeded == "output_tokens" and (limiter := self._reply_limiter()) is not None:
@@ -288,49 +281,6 @@ class AttemptScope:
         self.reply_lease.refund()
         dimension = None if error.exceeded == "output_tokens" else error.exceeded
         return self.lease.throttled(Refusal(error.retry_after, limits, dimension))
-
-
-def add_context(
-    error: LLMOptError,
-    endpoint: LiveEndpoint,
-    call: Call,
-    response: HttpResponse | None,
-    seconds: float,
-    settings: Settings,
-) -> Attempt:
-    """Add to an error what only the engine knows about it: provider, model, endpoint, request id, retry-after.
-
-    Keys in its message are removed.
-
-    Returns:
-        The entry for the error's history of attempts.
-    """
-    error.provider = error.provider or endpoint.config.provider
-    error.model = error.model or call.model or None
-    error.endpoint = error.endpoint or endpoint.name
-    if response is not None:
-        error.request_id = error.request_id or request_id(response.headers, settings)
-        if isinstance(error, (ProviderError, InvalidResponse)):
-            # A header is more exact than what a plugin reads from the text of an error.
-            header = parse_retry_after(response.headers, response.received)
-            error.retry_after = header if header is not None else error.retry_after
-            if error.retry_after is not None and isinstance(error, (RateLimited, Overloaded)):
-                error.args = (f"{error.message}; the server asks to wait {error.retry_after:g} s",)
-    hide_keys(error, settings)
-    return Attempt(
-        endpoint=endpoint.name,
-        outcome=type(error).__name__,
-        status=response.status if response is not None else None,
-        seconds=seconds,
-        message=error.message,
-    )
-
-
-def should_retry(response: HttpResponse | None) -> bool | None:
-    """The server's ``x-should-retry`` header, None where there is none."""
-    if response is None:
-        return None
-    return {"true": True, "false": False}.get(response.headers.get("x-should-retry", "").strip().lower())
 
 
 # Recording: what the events of one call have in common, and the counters and events of one request.
@@ -392,6 +342,7 @@ class RequestRecorder(Scope):
         endpoint: the first of the provider.
 
     Attributes:
+        call: as passed to the constructor.
         telemetry: gets the events.
         recording: as in the scope of the call; without it nothing is computed that only an event needs.
         endpoint: the one that was chosen last.
@@ -399,11 +350,9 @@ class RequestRecorder(Scope):
         sent: HTTP requests sent so far.
     """
 
-    __slots__ = ("_call", "_key", "_scope", "attempt", "endpoint", "recording", "sent", "telemetry")
-
     def __init__(self, call: Call, scope: CallScope, endpoint: LiveEndpoint) -> None:
-        self._call: Final = call
-        self._scope: Final = scope
+        self.call: Final = call
+        self._call_scope: Final = scope
         self._key = ""
         self.telemetry = scope.telemetry
         self.recording: Final = scope.recording
@@ -414,24 +363,15 @@ class RequestRecorder(Scope):
     def fields(self) -> dict[str, Any]:
         """Those of the call, the endpoint that was chosen last, the key of the request and the number of the attempt."""
         if not self._key:
-            call_id, numbers = self._scope.ids
+            call_id, numbers = self._call_scope.ids
             self._key = f"{call_id}-{next(numbers)}"
         own = {"endpoint": self.endpoint.name, "request_key": self._key, "attempt": self.attempt}
-        return {**self._scope.fields(), **own}
-
-    def request_started(self, items: int, tokens: int) -> None:
-        """The request begins, with ``items`` texts and ``tokens`` estimated tokens."""
-        self.emit(RequestStart, operation=self._call.operation, items=items, tokens=tokens)
-
-    def request_ended(self, outcome: str, seconds: float) -> None:
-        """The request is over, after all its attempts."""
-        operation, sent = self._call.operation, self.sent
-        self.emit(RequestEnd, attempt=0, operation=operation, outcome=outcome, attempts=sent, seconds=seconds)
+        return {**self._call_scope.fields(), **own}
 
     def attempt_started(self) -> None:
         """An HTTP request is about to be sent."""
         self.sent += 1
-        self._scope.count_request()
+        self._call_scope.count_request()
         self.endpoint.metrics.requests += 1
 
     def attempt_ended(
@@ -440,7 +380,7 @@ class RequestRecorder(Scope):
         response: HttpResponse | None,
         seconds: float,
         *,
-        sent: Sent,
+        sent: errors.Sent,
         usage: Usage | None = None,
     ) -> None:
         """The HTTP request is over."""
@@ -459,7 +399,7 @@ class RequestRecorder(Scope):
             self.response_decoded(response.info.compressed_size, len(response.body))
         if self.recording:
             self.emit(
-                RequestAttempt,
+                events.RequestAttempt,
                 outcome=outcome,
                 status=response.status if response is not None else None,
                 seconds=seconds,
@@ -471,61 +411,63 @@ class RequestRecorder(Scope):
         """The response was compressed: ``received`` bytes were decoded to ``size`` bytes."""
         self.endpoint.metrics.compression.saved_received += size - received
         if self.recording:
-            self.emit(ResponseCompression, received=received, size=size)
+            self.emit(events.ResponseCompression, received=received, size=size)
 
     def response_parsed(self, response: HttpResponse, seconds: float) -> None:
         """The response was parsed in ``seconds``."""
         if size := len(response.body):
-            self.emit(JsonParse, operation=self._call.operation, size=size, seconds=seconds)
+            self.emit(events.JsonParse, operation=self.call.operation, size=size, seconds=seconds)
 
-    def wait_ended(self, cause: WaitCause, seconds: float, outcome: str) -> None:
+    def wait_ended(self, cause: events.WaitCause, seconds: float, outcome: str) -> None:
         """The request has waited so long."""
         waited = self.endpoint.metrics.waited_s
         waited[cause] = waited.get(cause, 0.0) + seconds
-        if self.telemetry.wants(RequestWait):
-            limits = self.endpoint.policies.limits_in_force(self._call, cause)
-            self.emit(RequestWait, cause=cause, seconds=seconds, outcome=outcome, limits=limits)
+        if self.telemetry.wants(events.RequestWait):
+            limits = self.endpoint.policies.limits_in_force(self.call, cause)
+            self.emit(events.RequestWait, cause=cause, seconds=seconds, outcome=outcome, limits=limits)
 
     def retry_scheduled(self, retry: Retry) -> None:
         """The request will be sent again. A wait for an open circuit is recorded as a wait, not as a retry."""
         if retry.decision.reason != "circuit_open":
             self.endpoint.metrics.retries += 1
             cause, endpoint = type(retry.error).__name__, retry.error.endpoint or ""
-            self.emit(RequestRetry, endpoint=endpoint, attempt=retry.attempt, delay=retry.delay, cause=cause)
+            self.emit(
+                events.RequestRetry, endpoint=endpoint, attempt=retry.attempt, delay=retry.delay, cause=cause
+            )
 
-    def endpoint_set_aside(self, error: LLMOptError) -> None:
+    def endpoint_set_aside(self, error: errors.LLMOptError) -> None:
         """The endpoint does not serve the model: others are asked for a while."""
         self.emit(
-            EndpointSetAside,
+            events.EndpointSetAside,
             index=self.endpoint.config.index,
-            operation=self._call.operation,
+            operation=self.call.operation,
             cause=type(error).__name__,
             seconds=SET_ASIDE_S,
             message=str(error),
         )
 
-    def credential_refused(self, error: LLMOptError) -> None:
+    def credential_refused(self, error: errors.LLMOptError) -> None:
         """Nothing is sent with the credential for a while, because of this error."""
-        if self.endpoint.policies.credential_error(self._call.model) is error:
-            self.emit(CredentialRefused, cause=type(error).__name__, message=str(error))
+        if self.endpoint.policies.credential_error(self.call.model) is error:
+            self.emit(events.CredentialRefused, cause=type(error).__name__, message=str(error))
 
     def limits_changed(self) -> None:
         """Something was learned of the rate limits, from headers or from a 429."""
-        self.telemetry.on_limits_changed(self.endpoint.config.provider, self._call.model)
+        self.telemetry.on_limits_changed(self.endpoint.config.provider, self.call.model)
 
     def limits_learned(self) -> None:
         """Response headers stated a rate limit that was unknown or different before."""
         self.limits_changed()
-        limits = self.endpoint.policies.rate_limiter(self._call).learned[:2]
+        limits = self.endpoint.policies.rate_limiter(self.call).learned[:2]
         for name, value in zip(("rpm", "tpm"), limits, strict=True):
             if value is not None:
-                self.emit(LimitLearned, limit=name, value=value, source="headers")
+                self.emit(events.LimitLearned, limit=name, value=value, source="headers")
 
-    def stream_chunk(self, size: int, events: int, seconds: float) -> None:
-        """A chunk of a streamed response was received, after the first."""
-        self.emit(StreamChunk, size=size, events=events, seconds=seconds)
+    def stream_chunk(self, size: int, completed: int, seconds: float) -> None:
+        """A chunk of a streamed response was received, after the first, which completed so many events."""
+        self.emit(events.StreamChunk, size=size, events=completed, seconds=seconds)
 
     def unknown_event(self, kind: str) -> None:
         """An event of a stream has a type that llmopt does not know."""
         self.endpoint.metrics.unknown_events += 1
-        self.emit(StreamUnknown, kind=kind)
+        self.emit(events.StreamUnknown, kind=kind)

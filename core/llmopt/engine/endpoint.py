@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Container, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from attrs import asdict, evolve
@@ -22,7 +22,13 @@ from llmopt.compatible.defaults import OptionalKeys
 from llmopt.config.credentials import CredentialSource
 from llmopt.config.resolve import Endpoint
 from llmopt.engine.endpoint_policies import EndpointPolicies
-from llmopt.engine.request import CompressingTransport, RequestCompressor, RequestEncoder, SigningTransport
+from llmopt.engine.request import (
+    MAX_BYTES_ON_LOOP,
+    AnyResponse,
+    RequestCompressor,
+    RequestEncoder,
+    RequestSigner,
+)
 from llmopt.engine.telemetry import EndpointMetrics, Telemetry
 from llmopt.errors import Attempt, CircuitOpen, ClientClosed, LLMOptError, NotFound, PermissionDenied
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
@@ -37,7 +43,11 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.shared.sharing import Sharing
-    from llmopt.transport.stream import RequestSender
+    from llmopt.transport.request import TransportRequest
+    from llmopt.transport.stream import RequestSender, ResponseStream
+    from llmopt.values.http import HttpResponse
+
+OnDone = Callable[["HttpResponse | LLMOptError"], None]
 LACKS_MODEL: Final = (NotFound, PermissionDenied)
 """Errors of an endpoint that does not serve a model; its other models, and other endpoints, may be served."""
 
@@ -91,16 +101,21 @@ class LiveEndpoint:
         self.metrics: Final = EndpointMetrics()
         self.encode_request: Final = RequestEncoder(compression=self.config.flags.compression)
         self.optional_keys: Final = OptionalKeys()
-        self.request_compressor: Final = self._compressor(clock, telemetry)
+        self.request_compressor: Final = (
+            RequestCompressor(
+                config=endpoint, name=self.name, metrics=self.metrics, telemetry=telemetry, clock=clock
+            )
+            if endpoint.compress_requests and endpoint.flags.compression and not endpoint.in_process
+            else None
+        )
         self.server_limits: Final[dict[str, BatchLimit]] = {}
         self.limit_locks: Final[dict[object, asyncio.Lock]] = {}
         self.static_settings: Settings | None = None
         self.custom_transport = True
         self._client_transport: Final = transport
         self._telemetry: Final = telemetry
-        self._wall: Final = clock.wall
-        self._opened_transport: RequestSender | None = None
-        self._base_transport: RequestSender | None = None
+        self._signer: Final = RequestSigner(hooks.sign_request, clock.wall) if hooks.signs_requests else None
+        self._transport: RequestSender | None = None
         # Event loops in several threads may use one client; of two pools, one would never be closed.
         self._opening: Final = threading.Lock()
         self._closed = False
@@ -133,24 +148,37 @@ class LiveEndpoint:
         """
         if self._closed:
             raise ClientClosed("the client is closed; make a new one.")
-        if self._opened_transport is None:
+        if self._transport is None:
             with self._opening:
-                if self._opened_transport is None:
-                    base = self._base_transport = self._open()
-                    if self.hooks.signs_requests:
-                        # Below the compressor: a plain body that is sent after a refusal has another signature.
-                        base = SigningTransport(base, self.hooks.sign_request, self._wall)
-                    compressor = self.request_compressor
-                    self._opened_transport = (
-                        base if compressor is None else CompressingTransport(base, compressor)
-                    )
-        return self._opened_transport
+                if self._transport is None:
+                    self._transport = self._open()
+        return self._transport
 
-    def _compressor(self, clock: Clock, telemetry: Telemetry) -> RequestCompressor | None:
-        config = self.config
-        if not config.compress_requests or not config.flags.compression or config.in_process:
+    def try_send(self, request: TransportRequest, on_done: OnDone) -> Any:
+        """As `ConnectionPool.try_send`; None also where the request may have to be sent twice, or signed in a thread."""
+        try_send = getattr(self.transport, "try_send", None)
+        large = len(request.body or b"") > MAX_BYTES_ON_LOOP
+        if try_send is None or request.uncompressed_body is not None or (self._signer and large):
             return None
-        return RequestCompressor(config, self.name, metrics=self.metrics, telemetry=telemetry, clock=clock)
+        return try_send(request if self._signer is None else self._signer(request), on_done)
+
+    async def send(self, request: TransportRequest) -> HttpResponse:
+        """As `RequestSender.send`, signed where the plugin does that, and again if a compressed body is refused."""
+        return await self._send(self.transport.send, request)
+
+    async def open(self, request: TransportRequest) -> ResponseStream:
+        """As `RequestSender.open`, likewise."""
+        return await self._send(self.transport.open, request)
+
+    async def _send(
+        self, send: Callable[[TransportRequest], Awaitable[AnyResponse]], request: TransportRequest
+    ) -> AnyResponse:
+        plain, compressor = request.uncompressed_body, self.request_compressor
+        # Signed last: a plain body that is sent after a refusal has another signature.
+        signed = send if self._signer is None else partial(self._signer.send, send)
+        if plain is None or compressor is None:
+            return await signed(request)
+        return await compressor.send(signed, request, plain)
 
     def _open(self) -> RequestSender:
         # A failure must not be what imports them: it may be that no descriptor is free.
@@ -179,19 +207,23 @@ class LiveEndpoint:
         circuits = self.policies.breakers(call)
         return None if circuits is None else circuits.retry_in(notified=notified)
 
+    def admits(self, call: Call) -> bool:
+        """Whether neither its circuits nor a refused credential keep a call back."""
+        return self.retry_in(call) is None and self.policies.credential_error(call.model) is None
+
     def stats(self) -> dict[str, Any]:
         """Counters and gauges as plain values; ``connections`` of the connection pool only."""
         stats = {**self.metrics.stats(), **self.policies.stats()}
         compressor = self.request_compressor
         enabled = compressor is not None and compressor.support.enabled
         stats["compression"] = {"on": enabled, **stats["compression"]}
-        pool = getattr(self._base_transport, "stats", None)
+        pool = getattr(self._transport, "stats", None)
         return stats if pool is None else {**stats, "connections": asdict(pool())}
 
     async def aclose(self) -> None:
         """Close the transport, if it was opened."""
         self._closed = True
-        transport, self._opened_transport = self._opened_transport, None
+        transport, self._transport = self._transport, None
         if transport is not None:
             # A cancelled caller must not leave connections open.
             await asyncio.shield(transport.aclose())
@@ -260,40 +292,59 @@ class EndpointGroup:
         """
         if len(self.endpoints) > 1:
             return self._choose_from_several(call, tried)
-        endpoint = self.endpoints[0]
-        if (refusal := endpoint.policies.credential_error(call.model)) is not None:
-            raise refusal.copy()
-        if (retry_in := endpoint.retry_in(call)) is not None:
-            raise self._circuit_open(call, retry_in)
-        return endpoint
+        if not self.endpoints[0].admits(call):
+            raise self._refusal(call)
+        return self.endpoints[0]
 
     def _choose_from_several(self, call: Call, tried: Container[int]) -> LiveEndpoint:
-        waits: list[float] = []
-        candidates = []
-        for index in self._serving(call):
-            endpoint = self.endpoints[index]
-            wait = endpoint.retry_in(call)
-            if wait is not None:
-                waits.append(wait)
-            elif endpoint.policies.credential_error(call.model) is None:
-                limiter = endpoint.policies.concurrency.current()
-                candidates.append(Candidate(index, limiter.in_flight + limiter.waiting, limiter.limit))
-        if not candidates:
-            if waits:
-                raise self._circuit_open(call, min(waits))
-            first, *others = self.failures(call)
-            error = first.copy()
-            if others:
-                error.args = (f"{first.endpoint}: {first.message.rstrip('.')}; {describe_failures(others)}",)
-            raise error
+        balanced = self.endpoints[0].config.flags.balance
+        if balanced:
+            # Nearly always both that are drawn may be asked, so that many endpoints cost no more than two.
+            candidate = partial(self._candidate, call, tried)
+            if (drawn := self._load_balancer.choose_of_two(candidate)) is not None:
+                return self.endpoints[drawn.index]
+        usable = [index for index in self._serving(call) if self.endpoints[index].admits(call)]
+        if not usable:
+            raise self._refusal(call)
         # A throttled endpoint, or one without rate limit left, would delay a request that another one could take now.
-        ready = [each for each in candidates if not self._is_paused(each.index, call)] or candidates
+        ready = [index for index in usable if not self._is_paused(index, call)] or usable
         # Without balancing the order of the configuration is a list of fallbacks.
-        if not self.endpoints[0].config.flags.balance:
-            chosen = next((each for each in ready if each.index not in tried), ready[0])
-            return self.endpoints[chosen.index]
-        free = [each for each in ready if self.endpoints[each.index].policies.rate_limiter(call).has_capacity]
-        return self.endpoints[self._load_balancer.choose(free or ready, tried).index]
+        if not balanced:
+            return self.endpoints[next((index for index in ready if index not in tried), ready[0])]
+        free = [index for index in ready if self.endpoints[index].policies.rate_limiter(call).has_capacity]
+        loads = [self._load(index) for index in free or ready]
+        return self.endpoints[self._load_balancer.choose(loads, tried).index]
+
+    def _candidate(self, call: Call, tried: Container[int], index: int) -> Candidate | None:
+        """An endpoint with its load, None if a request would not be sent at once, or was tried there."""
+        endpoint = self.endpoints[index]
+        policies = endpoint.policies
+        if (
+            index in tried
+            or policies.is_set_aside(call)
+            or not endpoint.admits(call)
+            or not policies.rate_limiter(call).has_capacity
+        ):
+            return None
+        return self._load(index)
+
+    def _load(self, index: int) -> Candidate:
+        limiter = self.endpoints[index].policies.concurrency.current()
+        return Candidate(index, limiter.in_flight + limiter.waiting, limiter.limit)
+
+    def _refusal(self, call: Call) -> LLMOptError:
+        """The error when the circuit of each endpoint is open, or its credential refused."""
+        waits = self._waits(call)
+        if refusing := [wait for wait in waits if wait is not None]:
+            return self._circuit_open(call, min(refusing))
+        first, *others = self.failures(call)
+        error = first.copy()
+        if others:
+            error.args = (f"{first.endpoint}: {first.message.rstrip('.')}; {describe_failures(others)}",)
+        return error
+
+    def _waits(self, call: Call, *, notified: bool = False) -> list[float | None]:
+        return [self.endpoints[index].retry_in(call, notified=notified) for index in self._serving(call)]
 
     def _serving(self, call: Call) -> Sequence[int]:
         """The endpoints that are not set aside for a call; all of them where each one is."""
@@ -342,8 +393,7 @@ class EndpointGroup:
         return len(self.endpoints) > 1 and any(
             other is not endpoint
             and index not in tried
-            and other.retry_in(call) is None
-            and other.policies.credential_error(call.model) is None
+            and other.admits(call)
             and not other.policies.is_set_aside(call)
             and (paused or not self._is_paused(index, call))
             for index, other in enumerate(self.endpoints)
@@ -362,7 +412,7 @@ class EndpointGroup:
 
     def retry_in(self, call: Call, *, notified: bool = False) -> float | None:
         """Seconds until the circuits of one of the endpoints admit a call, None if one would now."""
-        waits = [self.endpoints[index].retry_in(call, notified=notified) for index in self._serving(call)]
+        waits = self._waits(call, notified=notified)
         refusing = [wait for wait in waits if wait is not None]
         return min(refusing) if len(refusing) == len(waits) else None
 

@@ -20,12 +20,11 @@ from llmopt.errors import AuthError, LLMOptError, QuotaExhausted
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitPair
 from llmopt.policies.clock import Clock
 from llmopt.policies.concurrency_limit import ConcurrencyLimiter
-from llmopt.policies.loop_lag import LoopLag
 from llmopt.policies.quota import Lease
 from llmopt.policies.rate_limiter import RateLimiter
 from llmopt.policies.retry import RetryBudget, RetryPolicy
 from llmopt.policies.tasks import PerLoop
-from llmopt.policies.timeouts import AdaptiveTimeout, first_timeout, static_timeout
+from llmopt.policies.timeouts import AdaptiveTimeout, LoopLag, first_timeout, static_timeout
 from llmopt.policies.wait_queue import WaitingCalls
 from llmopt.values.calls import Call, ChatCall, Operation
 from llmopt.values.events import WaitCause
@@ -35,6 +34,8 @@ if TYPE_CHECKING:
 
 
 _ALL_MODELS: Final = ""
+_UNLIMITED: Final = 1 << 62
+"""Requests at once of an engine inside this process, to which no policy but the deadline applies."""
 _QUOTA_BLOCK_S: Final = 300.0
 _AUTH_BLOCK_S: Final = 60.0
 _TOKEN_BLOCK_S: Final = 5.0
@@ -98,7 +99,7 @@ class EndpointPolicies:
 
     def breakers(self, call: Call) -> CircuitPair | None:
         """The circuit breakers that a call passes, None where they are switched off."""
-        if not self._endpoint.flags.breaker:
+        if not self._endpoint.flags.breaker or self._endpoint.in_process:
             return None
         key = (call.model, call.operation)
         pair = self._circuit_pairs.get(key)
@@ -110,7 +111,7 @@ class EndpointPolicies:
         return pair
 
     def _new_concurrency_limit(self) -> ConcurrencyLimiter:
-        maximum = self._endpoint.max_concurrency
+        maximum = _UNLIMITED if self._endpoint.in_process else self._endpoint.max_concurrency
         return ConcurrencyLimiter(clock=self._clock, initial=maximum, maximum=maximum)
 
     def _new_loop_lag(self) -> LoopLag:
@@ -119,7 +120,7 @@ class EndpointPolicies:
 
     def rate_limiter(self, call: Call) -> RateLimiter:
         """The limiter of the quota that a call uses: one for each model, and one for listing models."""
-        if not self._endpoint.flags.limiter:
+        if not self._endpoint.flags.limiter or self._endpoint.in_process:
             return self._unlimited
         # setdefault is atomic: an event loop in another thread may have been faster.
         return self._limiters.get(call.model) or self._limiters.setdefault(
@@ -162,6 +163,8 @@ class EndpointPolicies:
             fill: see `Request.fill`.
         """
         timeouts = self._endpoint.timeouts
+        if self._endpoint.in_process:
+            return math.inf
         if call.operation == "catalog":
             return timeouts.catalog
         if isinstance(call, ChatCall):

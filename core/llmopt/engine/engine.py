@@ -12,20 +12,22 @@ listener (`llmopt.engine.telemetry`).
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 from llmopt.engine.endpoint import EndpointGroup, LiveEndpoint
-from llmopt.engine.pipeline import Pipeline
+from llmopt.engine.pipeline import LaneAttempt, Pipeline
 from llmopt.engine.request import Request, StreamRequest
 from llmopt.engine.responses import T
 from llmopt.engine.singleflight import SingleFlight
+from llmopt.engine.steps import RequestSteps
 from llmopt.engine.streaming import LiveStream, StreamPipeline
 from llmopt.engine.telemetry import Telemetry
 from llmopt.errors import ClientClosed
 from llmopt.policies.circuit_breaker import CircuitBreakerRegistry, CircuitWaitQueue
 from llmopt.policies.clock import Clock, Deadline, SystemClock
-from llmopt.policies.tasks import require_asyncio
 from llmopt.providers.registry import Provider
 from llmopt.values.events import BreakerChanged, OnEvent
 
@@ -70,7 +72,7 @@ class Engine:
         )
         self.sharing: Sharing | None = None
         self.singleflight: Final = SingleFlight()
-        self._active_calls: Final[set[_ActiveCall]] = set()
+        self._active_calls: Final[dict[asyncio.Timeout, asyncio.AbstractEventLoop]] = {}
         self._groups: Final[dict[str, EndpointGroup]] = {}
         self.closed = False
 
@@ -123,26 +125,51 @@ class Engine:
         if self.closed:
             raise ClientClosed("the client is closed; make a new one.", provider=provider.name)
 
-    async def run(
-        self, provider: Provider, request: Request[T], make: Callable[..., Pipeline[T]] = Pipeline
-    ) -> T:
-        """Send a request and return its parsed response; see `Pipeline`, which ``make`` makes.
+    def begin(self, provider: Provider, request: Request[T]) -> LaneAttempt[T]:
+        """Begin a request without a coroutine; `finish` ends it, or `LaneAttempt.end`.
+
+        Raises:
+            ClientClosed: the client was closed.
+        """
+        self.check_open(provider)
+        group = self.endpoint_group(provider)
+        steps = RequestSteps(group, request, self.clock, self.telemetry)
+        steps.begin()
+        first = LaneAttempt(steps, steps.admit(1))
+        if group.endpoints[0].config.flags.lane and not isinstance(request, StreamRequest):
+            first.start()
+        return first
+
+    async def finish(self, first: LaneAttempt[T], make: Callable[..., Pipeline[T]] = Pipeline) -> T:
+        """The parsed response of a request that was begun; see `Pipeline`, which ``make`` makes. Raises as `run`."""
+        # It expires only when the client is closed, so that no call sleeps on until its retry or its turn in a queue.
+        # The cancellation becomes the error on the way out, unless the application has cancelled the task too.
+        call = asyncio.timeout(None)
+        try:
+            async with call:
+                self._active_calls[call] = asyncio.get_running_loop()
+                try:
+                    with first.steps.bound() if first.steps.recording else nullcontext():
+                        return await make(first).run()
+                finally:
+                    del self._active_calls[call]
+        except TimeoutError:
+            if call.expired():
+                raise ClientClosed("the client was closed during the call.") from None
+            raise
+
+    async def run(self, provider: Provider, request: Request[T]) -> T:
+        """Send a request and return its parsed response.
 
         Raises:
             ClientClosed: the client was closed before or during the call.
             LLMOptError: with provider, model, endpoint, request id and all attempts filled in.
         """
-        self.check_open(provider)
-        with _ActiveCall(self._active_calls):
-            pipeline = make(self.endpoint_group(provider), request, self.clock, self.telemetry)
-            if not pipeline.recorder.recording:
-                return await pipeline.run()
-            with pipeline.recorder.bound():
-                return await pipeline.run()
+        return await self.finish(self.begin(provider, request))
 
     async def open(self, provider: Provider, request: StreamRequest) -> LiveStream:
         """Send a request for a stream and wait for its first event, as `run`; see `StreamPipeline`."""
-        return await self.run(provider, request, StreamPipeline)
+        return await self.finish(self.begin(provider, request), StreamPipeline)
 
     def stats(self) -> dict[str, Any]:
         """Counters and gauges of every endpoint in use, as plain values."""
@@ -155,57 +182,14 @@ class Engine:
         """End all calls with `ClientClosed` and close every connection. Later calls raise `ClientClosed`."""
         self.closed = True
         await self.singleflight.aclose()
-        for call in tuple(self._active_calls):
-            call.end()
+        for call, loop in tuple(self._active_calls.items()):
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._end_call, call)
         for group in tuple(self._groups.values()):
             for endpoint in group.endpoints:
                 await endpoint.aclose()
 
-
-class _ActiveCall:
-    """A call in progress, which ends with `ClientClosed` when the client is closed.
-
-    As in `asyncio.timeout`, its task is cancelled, and the cancellation becomes the error on the way out unless
-    the application has cancelled the task too. So no call sleeps on until its retry or its turn in a queue.
-
-    Args:
-        calls: the calls in progress, on any event loop.
-    """
-
-    __slots__ = ("_calls", "_cancel_requests", "_ended", "_task")
-
-    def __init__(self, calls: set[_ActiveCall]) -> None:
-        self._calls = calls
-        self._ended = False
-
-    def __enter__(self) -> None:
-        try:
-            task = asyncio.current_task()
-        except RuntimeError:
-            require_asyncio()
-            raise
-        if task is None:
-            raise RuntimeError("llmopt must be called from an asyncio task")
-        self._task: asyncio.Task[object] = task
-        self._cancel_requests = task.cancelling()
-        self._calls.add(self)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._calls.discard(self)
-        if not self._ended:
-            return
-        only_ended = self._task.uncancel() <= self._cancel_requests
-        if only_ended and kind is not None and issubclass(kind, asyncio.CancelledError):
-            raise ClientClosed("the client was closed during the call.") from None
-
-    def end(self) -> None:
-        """End the call soon, from any thread."""
-        loop = self._task.get_loop()
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        # The call may have ended since.
-        if self in self._calls:
-            self._ended = True
-            self._task.cancel()
+    def _end_call(self, call: asyncio.Timeout) -> None:
+        # It may have ended since.
+        if call in self._active_calls:
+            call.reschedule(-math.inf)

@@ -3,7 +3,7 @@
 `Request` says what is asked for and how large it is. `RequestEncoder` turns what a plugin builds of it into a
 `TransportRequest`. `RequestCompressor` compresses bodies, for servers that accept that.
 
-Only `CompressingTransport` and its `RequestCompressor` do I/O, by awaiting the transport below them, which may be the
+Only `RequestCompressor.send` and `RequestSigner.send` do I/O, by awaiting the transport, which may be the
 user's; the rest of a refusal's body is discarded in the background. Large bodies are compressed in a worker thread. All
 requests of an endpoint share its encoder, its compressor and its counters, without a lock. Event loops in several
 threads may check or compress something twice, or lose a count. The monotonic clock is passed in. Compression is reported to the user's
@@ -39,7 +39,6 @@ from llmopt.values.secret import plain_text
 
 if TYPE_CHECKING:
     from llmopt.engine.attempt import CallScope
-    from llmopt.transport.stream import RequestSender
 
 
 @define(kw_only=True, eq=False)
@@ -283,14 +282,14 @@ def _check_origin(url: str, settings: Settings) -> None:
 # the plain body once. If the server takes that, compression was the reason and ends for this endpoint.
 
 MIN_COMPRESSED_BYTES: Final = 8 * 1024
-_MAX_BYTES_ON_LOOP: Final = 256 * 1024
+MAX_BYTES_ON_LOOP: Final = 256 * 1024
 """Larger bodies are compressed in a thread: zlib releases the interpreter lock."""
 _GZIP_LEVEL: Final = 1
 """English prose in JSON gets 2.9 times smaller for 7 ms per MiB; level 6 makes it 3.5 times for 29 ms."""
 _GZIP_WBITS: Final = zlib.MAX_WBITS | 16
 _TRUSTED_REFUSALS: Final = 8
 _DRAIN_S: Final = 0.1
-_Response = TypeVar("_Response", HttpResponse, ResponseStream)
+AnyResponse = TypeVar("AnyResponse", HttpResponse, ResponseStream)
 
 
 @define(eq=False)
@@ -329,46 +328,49 @@ class CompressionSupport:
 
 async def compress_body(body: bytes) -> bytes:
     """The body as gzip; equal bodies give equal bytes."""
-    return _gzip(body) if len(body) <= _MAX_BYTES_ON_LOOP else await run_in_thread(_gzip, body)
+    return _gzip(body) if len(body) <= MAX_BYTES_ON_LOOP else await run_in_thread(_gzip, body)
 
 
 def _gzip(body: bytes) -> bytes:
     return zlib.compress(body, _GZIP_LEVEL, _GZIP_WBITS)
 
 
+@define(eq=False, kw_only=True)
 class RequestCompressor:
     """Compresses the request bodies for one endpoint, and sends refused ones again without compression.
 
     Both sendings are one attempt and share its timeout; only the second response is seen by the policies.
 
     Args:
-        endpoint: as configured.
+        config: of the endpoint.
         name: of the endpoint in events.
         metrics: counters of the endpoint.
         telemetry: gets the events.
         clock: measures what is left of the timeout.
+
+    Attributes:
+        support: whether the server accepts compressed bodies.
     """
 
-    def __init__(
-        self, endpoint: Endpoint, name: str, *, metrics: EndpointMetrics, telemetry: Telemetry, clock: Clock
-    ) -> None:
-        self.support: Final = CompressionSupport()
-        self._provider: Final = endpoint.provider
-        self._endpoint: Final = name
-        self._metrics: Final = metrics
-        self._telemetry: Final = telemetry
-        self._clock: Final = clock
-        self._headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
+    _config: Endpoint
+    _name: str
+    _metrics: EndpointMetrics
+    _telemetry: Telemetry
+    _clock: Clock
+    support: CompressionSupport = field(factory=CompressionSupport)
+    _headers: tuple[Mapping[str, str], Mapping[str, str]] = ({}, {})
+
+    def compresses(self, encoded: TransportRequest) -> bool:
+        """Whether to try: the body is large enough, and the plugin has not encoded it already."""
+        body = encoded.body
+        large = body is not None and len(body) >= MIN_COMPRESSED_BYTES and self.support.enabled
+        return large and not any(name.lower() == "content-encoding" for name in encoded.headers)
 
     async def compress(
         self, encoded: TransportRequest, previous: TransportRequest | None
     ) -> TransportRequest:
         """The request with its body compressed, if that pays; ``previous`` is that of the attempt before."""
-        body = encoded.body
-        if body is None or len(body) < MIN_COMPRESSED_BYTES or not self.support.enabled:
-            return encoded
-        if any(name.lower() == "content-encoding" for name in encoded.headers):
-            return encoded
+        body = encoded.body or b""
         if previous is not None and previous.uncompressed_body == body and previous.body is not None:
             compressed = previous.body
         else:
@@ -386,10 +388,10 @@ class RequestCompressor:
 
     async def send(
         self,
-        send: Callable[[TransportRequest], Awaitable[_Response]],
+        send: Callable[[TransportRequest], Awaitable[AnyResponse]],
         request: TransportRequest,
         plain_body: bytes,
-    ) -> _Response:
+    ) -> AnyResponse:
         """The response to a compressed request, or that to the plain one if the compressed one may be unsupported."""
         started, counters = self._clock.now(), self._metrics.compression
         counters.compressed += 1
@@ -409,70 +411,39 @@ class RequestCompressor:
         plain = evolve(request, headers=headers, body=plain_body, uncompressed_body=None, timeout=left)
         response = await send(plain)
         if self.support.record_resend(refusal.status, response.status):
-            provider, endpoint, status = self._provider, self._endpoint, refusal.status
+            provider, endpoint, status = self._config.provider, self._name, refusal.status
             self._telemetry.emit(CompressionRefused, provider=provider, endpoint=endpoint, status=status)
         return response
-
-
-@frozen(eq=False)
-class CompressingTransport:
-    """A transport whose compressed requests go through `RequestCompressor.send`."""
-
-    _transport: RequestSender
-    _compression: RequestCompressor
-
-    async def send(self, request: TransportRequest) -> HttpResponse:
-        """See `RequestSender.send`."""
-        if request.uncompressed_body is None:
-            return await self._transport.send(request)
-        return await self._compression.send(self._transport.send, request, request.uncompressed_body)
-
-    async def open(self, request: TransportRequest) -> ResponseStream:
-        """See `RequestSender.open`."""
-        if request.uncompressed_body is None:
-            return await self._transport.open(request)
-        return await self._compression.send(self._transport.open, request, request.uncompressed_body)
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._transport.aclose()
 
 
 # Signatures.
 
 
 @frozen(eq=False)
-class SigningTransport:
-    """A transport that signs each request as it is sent, by the plugin's hook `sign_request`."""
+class RequestSigner:
+    """Signs each request as it is sent, by the plugin's hook `sign_request`."""
 
-    _transport: RequestSender
     _sign: Callable[[HttpRequest, float, Settings], Mapping[str, str]]
     _wall: Callable[[], float]
 
-    async def send(self, request: TransportRequest) -> HttpResponse:
-        """See `RequestSender.send`."""
-        return await self._transport.send(await self._signed(request))
-
-    async def open(self, request: TransportRequest) -> ResponseStream:
-        """See `RequestSender.open`."""
-        return await self._transport.open(await self._signed(request))
-
-    async def aclose(self) -> None:
-        """Close the transport below."""
-        await self._transport.aclose()
-
-    async def _signed(self, request: TransportRequest) -> TransportRequest:
+    def __call__(self, request: TransportRequest) -> TransportRequest:
+        """The request with its signature."""
         settings = request.settings
         if settings is None:
             return request
         final = HttpRequest(
             method=request.method, path=request.url, headers=request.headers, content=request.body
         )
-        # A signature covers a hash of the whole body.
-        large = len(request.body or b"") > _MAX_BYTES_ON_LOOP
-        sign, now = self._sign, self._wall()
-        signature = await run_in_thread(sign, final, now, settings) if large else sign(final, now, settings)
+        signature = self._sign(final, self._wall(), settings)
         _check_headers(signature, settings)
         # In lower case, as the engine's own: a plugin's "Authorization" replaces its "authorization".
         headers = {name.lower(): value for name, value in (*request.headers.items(), *signature.items())}
         return evolve(request, headers=headers)
+
+    async def send(
+        self, send: Callable[[TransportRequest], Awaitable[AnyResponse]], request: TransportRequest
+    ) -> AnyResponse:
+        """Sign a request and send it."""
+        # A signature covers a hash of the whole body.
+        large = len(request.body or b"") > MAX_BYTES_ON_LOOP
+        return await send(await run_in_thread(self, request) if large else self(request))

@@ -11,23 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
-from llmopt.errors import (
-    AttemptTimeout,
-    AuthError,
-    BadRequest,
-    ContentFiltered,
-    InvalidResponse,
-    ItemRejected,
-    ItemTooLong,
-    LLMOptError,
-    ProviderError,
-    QuotaExhausted,
-    RateLimited,
-    RequestTimeout,
-    RequestTooLarge,
-    ServerError,
-    UnexpectedStatus,
-)
+from llmopt import errors
 from llmopt.providers.hooks import ProviderHooks
 from llmopt.values.calls import Call, CatalogCall, Settings
 from llmopt.values.http import EXCEPTION_OF, Failure, HttpResponse, Verdict, VerdictKind
@@ -53,7 +37,7 @@ def request_id(headers: Mapping[str, str], settings: Settings) -> str | None:
     return value if is_id else None
 
 
-def hide_keys(error: LLMOptError, settings: Settings) -> None:
+def hide_keys(error: errors.LLMOptError, settings: Settings) -> None:
     """Remove keys and control characters from an error of an attempt, whatever part of llmopt has written it.
 
     A header such as the content type is quoted by the layer that reads it, which does not know the keys. The frames of
@@ -77,10 +61,12 @@ def parse_or_raise(
         ProviderError: the response is an error; which one, the plugin decides in ``classify_error``.
         InvalidResponse: the response is a success that cannot be used.
     """
-    if 200 <= response.status < 300 or _is_not_modified(call, response):
+    # The 304 that a conditional request asked for.
+    not_modified = response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
+    if 200 <= response.status < 300 or not_modified:
         try:
             result = parse(response, settings)
-        except InvalidResponse as unusable:
+        except errors.InvalidResponse as unusable:
             raise _error_in_success(unusable, hooks, call, response, settings) from None
         if not isinstance(result, Failure):
             return result
@@ -94,8 +80,12 @@ def parse_or_raise(
 
 
 def _error_in_success(
-    error: InvalidResponse, hooks: ProviderHooks, call: Call, response: HttpResponse, settings: Settings
-) -> LLMOptError:
+    error: errors.InvalidResponse,
+    hooks: ProviderHooks,
+    call: Call,
+    response: HttpResponse,
+    settings: Settings,
+) -> errors.LLMOptError:
     """The error for a 2xx response without a result: what the server says in it, if that is an error.
 
     Gateways answer 200 to everything: with an error in a shape of their own, with text, with a page. A body that is no
@@ -110,23 +100,18 @@ def _error_in_success(
     verdict = hooks.classify_error(failure, settings)
     if form == "text" and verdict.kind in _UNEXPLAINED:
         words = _redacted(failure.error.message, call, settings)
-        return InvalidResponse(
+        return errors.InvalidResponse(
             f"{error.message} It says: {words}", reason=error.reason, status=response.status, sent="yes"
         )
     return error_from_verdict(verdict, failure, call, settings)
 
 
-def _is_not_modified(call: Call, response: HttpResponse) -> bool:
-    """Whether the response is the 304 that a conditional request asked for."""
-    return response.status == 304 and isinstance(call, CatalogCall) and call.etag is not None
-
-
-def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError | None:
+def _redirect(failure: Failure, call: Call, settings: Settings) -> errors.LLMOptError | None:
     if not 300 <= failure.status < 400:
         return None
     # Without the query, which may contain a key.
     target = _redacted(failure.headers.get("location", "elsewhere").split("?")[0], call, settings)
-    return UnexpectedStatus(
+    return errors.UnexpectedStatus(
         f"the server redirects to {target[:120]} (HTTP {failure.status}); redirects are never followed: "
         "set base_url to the final address.",
         status=failure.status,
@@ -134,20 +119,22 @@ def _redirect(failure: Failure, call: Call, settings: Settings) -> LLMOptError |
     )
 
 
-def error_from_verdict(verdict: Verdict, failure: Failure, call: Call, settings: Settings) -> LLMOptError:
+def error_from_verdict(
+    verdict: Verdict, failure: Failure, call: Call, settings: Settings
+) -> errors.LLMOptError:
     """The exception for a verdict of the plugin, with a redacted message."""
     text = _redacted(verdict.message or failure.error.message, call, settings)
     code, param = _redacted_code(verdict.code, call, settings), _redacted_code(verdict.param, call, settings)
     message = _message(text, code, verdict, failure, settings)
     kind = EXCEPTION_OF[verdict.kind]
-    if issubclass(kind, InvalidResponse):
-        return InvalidResponse(message, reason="error", status=failure.status, sent="yes")
-    error: ProviderError = kind(message, status=failure.status, code=code, sent="yes")
-    if isinstance(error, (RequestTooLarge, ItemTooLong)):
+    if issubclass(kind, errors.InvalidResponse):
+        return errors.InvalidResponse(message, reason="error", status=failure.status, sent="yes")
+    error: errors.ProviderError = kind(message, status=failure.status, code=code, sent="yes")
+    if isinstance(error, (errors.RequestTooLarge, errors.ItemTooLong)):
         error.limit = verdict.limit
-    if isinstance(error, QuotaExhausted):
+    if isinstance(error, errors.QuotaExhausted):
         error.scope = verdict.scope
-    if isinstance(error, RateLimited):
+    if isinstance(error, errors.RateLimited):
         error.exceeded = verdict.exceeded
     error.param = param
     error.item = verdict.item
@@ -171,12 +158,12 @@ def _message(text: str, code: str | None, verdict: Verdict, failure: Failure, se
         return text or "the engine refused the request"
     shown_code = f", {code}" if code and code != str(failure.status) else ""
     hint = verdict.hint
-    if not hint and EXCEPTION_OF[verdict.kind] is AuthError and settings.credential is None:
+    if not hint and EXCEPTION_OF[verdict.kind] is errors.AuthError and settings.credential is None:
         hint = f"no key was sent: give providers.{settings.provider} its api_key or api_key_env"
     return f"{text.strip() or 'no message'} (HTTP {failure.status}{shown_code}){f'; {hint}' if hint else ''}"
 
 
-SLOW: Final = (AttemptTimeout, RequestTimeout)
+SLOW: Final = (errors.AttemptTimeout, errors.RequestTimeout)
 """Errors of a request that took too long, here or at a gateway: a single slow text of a batch may be the cause."""
 _INPUT: Final = re.compile(r"[$./]*(?:body[./])?(?:inputs?|texts?|contents?|prompt|messages)\b")
 """Names of the parameter that holds the texts: a refusal that names it may be about one of them."""
@@ -184,17 +171,17 @@ _ITEM_REASONS: Final = frozenset({"count", "index", "non_finite", "type", "dimen
 """Reasons of `InvalidResponse` that a single text of a batch can cause."""
 
 
-def may_be_item_error(error: LLMOptError) -> bool:
+def may_be_item_error(error: errors.LLMOptError) -> bool:
     """Whether a single text of a batch may have caused the error, so that it helps to find that text.
 
     A 400 or 422 that names a parameter, other than that of the texts, concerns the whole request. Of the server errors only 500 counts: some
     servers answer it for a text that they cannot process.
     """
-    if isinstance(error, InvalidResponse):
+    if isinstance(error, errors.InvalidResponse):
         return error.reason in _ITEM_REASONS
-    if isinstance(error, (ItemTooLong, ItemRejected, ContentFiltered)):
+    if isinstance(error, (errors.ItemTooLong, errors.ItemRejected, errors.ContentFiltered)):
         return True
-    if isinstance(error, BadRequest):
+    if isinstance(error, errors.BadRequest):
         of_texts = error.param is None or _INPUT.match(error.param) is not None
         return error.status in (400, 422) and of_texts
-    return isinstance(error, ServerError) and error.status == 500
+    return isinstance(error, errors.ServerError) and error.status == 500

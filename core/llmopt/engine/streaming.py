@@ -24,32 +24,20 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, cast
 
-from attrs import evolve
-
+from llmopt import errors
 from llmopt.decoding.sse import SSEDecoder
-from llmopt.engine.attempt import AttemptScope, Used, add_context
-from llmopt.engine.endpoint import LiveEndpoint
+from llmopt.engine.attempt import AttemptScope, Used
 from llmopt.engine.event_reader import EventReader, detect_stream_format
-from llmopt.engine.pipeline import Pipeline, deadline_error
+from llmopt.engine.pipeline import LaneAttempt, Pipeline
 from llmopt.engine.request import StreamRequest
 from llmopt.engine.responses import error_from_verdict, parse_or_raise, request_id
 from llmopt.engine.telemetry import CANCELLED, OK
-from llmopt.errors import (
-    AttemptTimeout,
-    DeadlineExceeded,
-    LLMOptError,
-    LocalRejection,
-    StreamIdle,
-    StreamInterrupted,
-)
 from llmopt.policies.clock import Deadline
 from llmopt.policies.timeouts import StreamTimeouts
-from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.timers import TimeoutScheduler
-from llmopt.values.calls import Settings
 from llmopt.values.chat import ChatEvent, ChatReply, EventDecoder, ToolCallPart
 from llmopt.values.events import StreamFirstChunk
 from llmopt.values.http import Failure, HttpResponse
@@ -59,7 +47,7 @@ from llmopt.values.resources import as_llmopt_error
 _DRAIN_S: Final = 0.1
 _MAX_PINGS: Final = 1_000
 """Events of unknown types before the first known one that are kept."""
-Outcome = LLMOptError | str
+Outcome = errors.LLMOptError | str
 """How a stream ended: with its last event, because its reader closed it, or with an error."""
 OnChunk = Callable[[int, int, float], None]
 """Called with each chunk of the body: bytes, events that it completed, seconds of waiting for it."""
@@ -190,10 +178,10 @@ class LiveStream:
         if self._on_chunk is not None:
             self._on_chunk(len(chunk), self.reader.pending, seconds)
 
-    def _timeout_error(self) -> LLMOptError:
+    def _timeout_error(self) -> errors.LLMOptError:
         if self._deadline.expired():
-            return DeadlineExceeded("the deadline passed in the middle of the response.", phase="read")
-        return StreamIdle(f"the stream stopped: {self._timeouts.describe()}.", sent="yes")
+            return errors.DeadlineExceeded("the deadline passed in the middle of the response.", phase="read")
+        return errors.StreamIdle(f"the stream stopped: {self._timeouts.describe()}.", sent="yes")
 
     @property
     def holds_connection(self) -> bool:
@@ -234,11 +222,11 @@ class LiveStream:
             ended(outcome)
 
 
-def _interrupted(cause: LLMOptError) -> LLMOptError:
+def _interrupted(cause: errors.LLMOptError) -> errors.LLMOptError:
     """The error to raise for a stream that broke off with this one."""
-    if isinstance(cause, (LocalRejection, StreamIdle)):
+    if isinstance(cause, (errors.LocalRejection, errors.StreamIdle)):
         return cause
-    error = StreamInterrupted(f"the stream broke off: {cause.message}", sent="yes")
+    error = errors.StreamInterrupted(f"the stream broke off: {cause.message}", sent="yes")
     error.__cause__ = cause
     return error
 
@@ -251,97 +239,67 @@ class StreamPipeline(Pipeline[LiveStream]):
     """One request for a stream, and all its attempts up to the first event.
 
     Args:
-        group: the endpoints of the provider.
-        request: what to send, of a `ChatCall` with ``stream``.
-        clock: the time.
-        telemetry: gets the events.
+        first: the first attempt, not begun, of a `StreamRequest`.
     """
 
-    _request: StreamRequest
-    _head: HttpResponse | None = None
+    @property
+    def _request(self) -> StreamRequest:
+        return cast("StreamRequest", self._steps.request)
 
-    def _record_end(self, outcome: str) -> None:
+    def _end(self, outcome: str) -> None:
         # A request that has become a stream ends with the stream.
         if outcome != OK:
-            super()._record_end(outcome)
+            super()._end(outcome)
 
-    def _build_request(self, endpoint: LiveEndpoint, settings: Settings) -> TransportRequest:
-        call = self._request.call
-        if call.include_usage and not endpoint.config.stream_usage:
-            # Another endpoint of the entry is to be asked for it.
-            call = evolve(call, include_usage=False)
-        request = endpoint.hooks.build_request(call, settings)
-        return endpoint.encode_request(endpoint.optional_keys.remove_from(request, call), settings)
+    def _complete(self, _: object, scope: AttemptScope, value: LiveStream) -> LiveStream:
+        steps = self._steps
+        seconds = steps.received()
+        steps.emit(StreamFirstChunk, seconds=seconds)
+        steps.stream_started(scope, value.head)
+        value.request_id = request_id(value.head.headers, scope.settings)
+        value.on_end.append(partial(self._stream_ended, value, scope))
+        return value
 
-    async def _send(self, scope: AttemptScope, encoded: TransportRequest, settings: Settings) -> LiveStream:
-        self._tried = (*self._tried, scope.endpoint.config.index)
-        self.recorder.attempt_started()
-        self._head = None
-        started = self._clock.now()
-        try:
-            stream = await self._open(scope, encoded, settings)
-        except Exception as error:
-            if (failure := as_llmopt_error(error)) is not None:
-                self._record_failure(scope, settings, failure, self._head, self._clock.now() - started)
-                if failure is not error:
-                    raise failure from failure.__cause__
-            raise
-        seconds = self._clock.now() - started
-        self.recorder.emit(StreamFirstChunk, seconds=seconds)
-        if scope.stream_started(stream.head, settings, seconds):
-            self.recorder.limits_learned()
-        scope.endpoint.optional_keys.trial = None
-        # From here on the stream releases slot, lease and permit.
-        scope.detach()
-        self._group.record_success(scope.endpoint, self._call, seconds)
-        stream.request_id = request_id(stream.head.headers, settings)
-        stream.on_end.append(partial(self._stream_ended, stream, scope, settings, started))
-        return stream
-
-    async def _open(self, scope: AttemptScope, encoded: TransportRequest, settings: Settings) -> LiveStream:
+    async def _receive(self, attempt: LaneAttempt[LiveStream], scope: AttemptScope) -> LiveStream:
         """Send the request, and wait for the first event."""
-        endpoint, deadline, timeout = scope.endpoint, self._request.deadline, scope.timeout
-        due = self._clock.now() + timeout
-        self._set_timeouts(endpoint, encoded, timeout)
+        deadline, timeout = self._request.deadline, scope.timeout
+        due = deadline.now() + deadline.clamp(timeout)
         if timeout != math.inf:
-            encoded.idle_timeout = max(timeout, endpoint.config.timeouts.idle)
+            scope.encoded.idle_timeout = max(timeout, scope.endpoint.config.timeouts.idle)
+        response_body = await scope.endpoint.open(scope.encoded)
         try:
-            async with asyncio.timeout(deadline.remaining() if deadline.bounded else None) as limit:
-                response_body = await endpoint.transport.open(encoded)
-                try:
-                    left = deadline.clamp(due - self._clock.now())
-                    if left != math.inf:
-                        limit.reschedule(asyncio.get_running_loop().time() + left)
-                    return await self._start_stream(response_body, scope, settings)
-                except BaseException:
-                    # Also when cancelled: nobody else knows of this connection yet.
-                    response_body.close()
-                    raise
-        except TimeoutError:
-            if deadline.at <= due:
-                raise deadline_error("while waiting for the response", "send", sent="maybe") from None
-        raise AttemptTimeout(
-            f"{endpoint.name} sent no first event within {timeout:g} s.", timeout=timeout, sent="maybe"
+            async with asyncio.timeout(None if due == math.inf else due - deadline.now()):
+                return await self._start_stream(attempt, response_body, scope)
+        except BaseException as error:
+            # Also when cancelled: nobody else knows of this connection yet.
+            response_body.close()
+            if not isinstance(error, TimeoutError):
+                raise
+        # The steps know whether it was the deadline that passed.
+        raise errors.AttemptTimeout(
+            f"{scope.endpoint.name} sent no first event within {timeout:g} s.", timeout=timeout, sent="maybe"
         )
 
     async def _start_stream(
-        self, response_body: ResponseStream, scope: AttemptScope, settings: Settings
+        self, attempt: LaneAttempt[LiveStream], response_body: ResponseStream, scope: AttemptScope
     ) -> LiveStream:
-        self._head = head = HttpResponse(
+        attempt.response = head = HttpResponse(
             status=response_body.status, headers=response_body.headers, info=response_body.info
         )
         config, timeouts = scope.endpoint.config, scope.endpoint.config.timeouts
-        decode = partial(scope.endpoint.hooks.decode_stream, settings=settings)
+        recorder = self._steps
+        decode = partial(scope.endpoint.hooks.decode_stream, settings=scope.settings)
         decoder, body = await detect_stream_format(response_body, config.max_event_bytes, decode)
-        reader = self._reader(decoder or SSEDecoder(), scope, settings)
+        reader = self._reader(decoder or SSEDecoder(), scope)
         single_event: ChatEvent | None = None
         if decoder is None:
             # An error, or a server that ignores ``stream``.
             response = HttpResponse(status=head.status, headers=head.headers, body=body, info=head.info)
-            reply: ChatReply = parse_or_raise(
-                scope.endpoint.hooks, self._call, response, settings, self._request.parse
+            single_event = as_event(
+                parse_or_raise(
+                    scope.endpoint.hooks, self._request.call, response, scope.settings, self._request.parse
+                )
             )
-            single_event = as_event(reply)
         else:
             reader.feed(body)
         stream = LiveStream(
@@ -350,21 +308,21 @@ class StreamPipeline(Pipeline[LiveStream]):
             head=head,
             timeouts=StreamTimeouts(idle=timeouts.idle, content=timeouts.idle_content, first=scope.timeout),
             deadline=self._request.deadline,
-            on_chunk=self.recorder.stream_chunk if self.recorder.recording else None,
+            on_chunk=recorder.stream_chunk if recorder.recording else None,
         )
         await stream.read_first(single_event)
         return stream
 
-    def _reader(self, decoder: EventDecoder, scope: AttemptScope, settings: Settings) -> EventReader:
-        endpoint, call = scope.endpoint, self._request.call
+    def _reader(self, decoder: EventDecoder, scope: AttemptScope) -> EventReader:
+        endpoint, call, settings = scope.endpoint, self._request.call, scope.settings
 
-        def make_error(failure: Failure) -> LLMOptError:
+        def make_error(failure: Failure) -> errors.LLMOptError:
             return error_from_verdict(
                 endpoint.hooks.classify_error(failure, settings), failure, call, settings
             )
 
         def on_unknown(kind: str) -> None:
-            self.recorder.unknown_event(redact(kind, secrets=secrets_of(settings)))
+            self._steps.unknown_event(redact(kind, secrets=secrets_of(settings)))
 
         return EventReader(
             decoder,
@@ -375,48 +333,36 @@ class StreamPipeline(Pipeline[LiveStream]):
             on_unknown=on_unknown,
         )
 
-    def _stream_ended(
-        self,
-        stream: LiveStream,
-        scope: AttemptScope,
-        settings: Settings,
-        started: float,
-        outcome: Outcome,
-    ) -> None:
+    def _stream_ended(self, stream: LiveStream, scope: AttemptScope, outcome: Outcome) -> None:
         """Report the end of the stream to the policies, release what it holds, and record it."""
-        seconds = self._clock.now() - started
+        recorder, seconds = self._steps, self._steps.received()
         used = self._used(stream.reader)
-        name = type(outcome).__name__ if isinstance(outcome, LLMOptError) else outcome
-        if isinstance(outcome, LLMOptError):
-            self._stream_broke(stream.head, scope, settings, outcome, seconds, used)
+        name = type(outcome).__name__ if isinstance(outcome, errors.LLMOptError) else outcome
+        if isinstance(outcome, errors.LLMOptError):
+            self._stream_broke(stream.head, scope, outcome, seconds, used)
         elif outcome == OK:
             scope.completed(used)
         else:
             scope.settle(used)
         scope.release()
         if (sizes := stream.response.body_sizes) is not None:
-            self.recorder.response_decoded(*sizes)
+            recorder.response_decoded(*sizes)
         usage = stream.reader.reply.usage
-        self.recorder.attempt_ended(name, stream.head, seconds, sent="yes", usage=usage)
-        super()._record_end(name)
+        recorder.attempt_ended(name, stream.head, seconds, sent="yes", usage=usage)
+        super()._end(name)
 
     def _stream_broke(
-        self,
-        head: HttpResponse,
-        scope: AttemptScope,
-        settings: Settings,
-        error: LLMOptError,
-        seconds: float,
-        used: Used,
+        self, head: HttpResponse, scope: AttemptScope, error: errors.LLMOptError, seconds: float, used: Used
     ) -> None:
+        steps = self._steps
         # The cause, such as a lost connection, says more about the server than that a stream was interrupted.
-        cause = error.__cause__ if isinstance(error.__cause__, LLMOptError) else error
-        add_context(cause, scope.endpoint, self._call, head, seconds, settings)
+        cause = error.__cause__ if isinstance(error.__cause__, errors.LLMOptError) else error
+        scope.explain(cause, head, seconds)
         error.retry_after = cause.retry_after
-        self._history += (add_context(error, scope.endpoint, self._call, head, seconds, settings),)
-        error.attempts = self._history
-        with self.recorder.bound():
-            scope.stream_failed(cause, settings, used)
+        steps.history += (scope.explain(error, head, seconds),)
+        error.attempts = steps.history
+        with steps.bound():
+            scope.stream_failed(cause, used)
         error.local = cause.local
 
     def _used(self, reader: EventReader) -> Used:

@@ -166,6 +166,7 @@ class EndpointMetrics:
 
     Attributes:
         requests: HTTP requests sent, retries included.
+        lane: those of them that were sent without a coroutine, as first attempts that had nothing to wait for.
         succeeded: requests that returned a result.
         errors: failed requests, by the name of the exception.
         cancelled: requests whose caller gave up.
@@ -179,6 +180,7 @@ class EndpointMetrics:
     """
 
     requests: int = 0
+    lane: int = 0
     succeeded: int = 0
     errors: Counter[str] = field(factory=Counter)
     cancelled: int = 0

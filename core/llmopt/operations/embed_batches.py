@@ -403,7 +403,7 @@ async def _send(endpoint: LiveEndpoint, request: TransportRequest, deadline: Dea
     request.pool_timeout = deadline.clamp(timeouts.pool)
     request.timeout = deadline.clamp(min(timeouts.catalog, _MAX_LIMITS_S))
     request.max_body = _MAX_LIMITS_BYTES
-    return await endpoint.transport.send(request)
+    return await endpoint.send(request)
 
 
 # What a client knows about a model.

@@ -1,7 +1,7 @@
 """One call of ``embed`` or ``embed_iter``: builds and sends the request for each batch.
 
 A batch passes, in this order: texts that are certainly too long are set aside; texts that another call is embedding
-are waited for (`Coalescer`); the others are sent through the engine; what fails is recovered (`embed_recovery`); what
+are waited for (`SharedCall`); the others are sent through the engine; what fails is recovered (`embed_recovery`); what
 was learned is saved.
 
 Network access goes through the engine, but for the request for the server's limits, which goes to the endpoint's
@@ -17,29 +17,24 @@ call, in `embed_recovery`, lets one of its batches at a time be searched first.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial, reduce
 from operator import attrgetter
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from attrs import evolve
 
+from llmopt import errors
 from llmopt.engine.attempt import CallScope
 from llmopt.engine.endpoint import LiveEndpoint
 from llmopt.engine.engine import Engine
+from llmopt.engine.pipeline import LaneAttempt
 from llmopt.engine.request import Request
 from llmopt.engine.responses import SLOW, may_be_item_error
-from llmopt.engine.singleflight import Group, SharedCall, SingleFlight
-from llmopt.errors import (
-    DeadlineExceeded,
-    InvalidResponse,
-    ItemTooLong,
-    LLMOptError,
-    LocalRejection,
-    QueueFull,
-)
+from llmopt.engine.singleflight import Finish, Group, SharedCall
+from llmopt.engine.telemetry import CANCELLED
 from llmopt.operations.cache_keys import headers_of_result
 from llmopt.operations.embed_batches import (
     AdaptiveBatchLimit,
@@ -57,16 +52,9 @@ from llmopt.operations.embed_batches import (
 from llmopt.operations.embed_cache import EmbeddingCache
 from llmopt.operations.embed_recovery import BatchSplitter, CallRecovery, Step, is_too_large
 from llmopt.operations.embed_results import BatchResult, in_input_order
+from llmopt.policies import retry
 from llmopt.policies.adaptive_rate import BURST_S
 from llmopt.policies.clock import Clock, Deadline
-from llmopt.policies.retry import (
-    NO_COST,
-    GiveUp,
-    RetryDecision,
-    RetryFacts,
-    RetryHistory,
-    inside_attempt,
-)
 from llmopt.policies.tasks import gather_first_error
 from llmopt.providers.registry import Provider
 from llmopt.values.calls import BatchLimit, EmbedCall, Priority, Settings
@@ -84,7 +72,9 @@ _MAX_RESPONSE_BYTES: Final = 512 << 20
 _MAX_OPTIONS: Final = 64
 """Combinations of options per model whose limits are remembered; a program may have one for each of its users."""
 _NO_LIMIT: Final = BatchLimit()
-_SEARCH_LEVEL: Final = RetryDecision(delay=0.0, reason="timeout")
+_Pairs = list[tuple[int, int]]
+"""The position of a text in this call, and its position in the call that embeds it."""
+_SEARCH_LEVEL: Final = retry.RetryDecision(delay=0.0, reason="timeout")
 _usage_of: Final[Callable[[EmbeddedRows], Usage | None]] = attrgetter("usage")
 
 
@@ -135,16 +125,13 @@ class EmbedRun(CallScope):
         self._cache: EmbeddingCache | None = None
         self._max_retries: Final = config.max_retries if config.flags.retry else 0
         self._options: Final = _options_key(call)
-        self._coalescer: Coalescer | None = None
-        if config.flags.coalesce:
-            key = (provider.name, call.model, *self._options)
-            self._coalescer = Coalescer(engine.singleflight, key, deadline)
+        self._key: Final = (provider.name, call.model, *self._options)
         # Made at the first failure: most calls never need it.
         self._recovery: CallRecovery | None = None
         self._batches = 0
         self._queued = False
         self.answered = False
-        self.fatal: LLMOptError | None = None
+        self.fatal: errors.LLMOptError | None = None
         self._adaptive: AdaptiveBatchLimit | None = None
         self._declared = _NO_LIMIT
         self.may_cache: Final = cache is not None
@@ -257,7 +244,7 @@ class EmbedRun(CallScope):
     async def send(self, texts: tuple[str, ...]) -> BatchResult:
         """Embed one batch of distinct texts. Errors of the provider are in the result, never raised."""
         self._batches += 1
-        too_long: dict[int, LLMOptError] = {}
+        too_long: dict[int, errors.LLMOptError] = {}
         sent = texts
         # A provider would refuse the whole batch for one such text.
         if any_may_be_too_long(texts, self._declared):
@@ -265,10 +252,7 @@ class EmbedRun(CallScope):
             sent = tuple(text for at, text in enumerate(texts) if at not in too_long)
             if not sent:
                 return BatchResult(errors=too_long)
-        if self._coalescer is None:
-            result = await self._embed(sent)
-        else:
-            result = await self._coalescer.run(sent, self._embed)
+        result = await (self._share(sent) if self._config.flags.coalesce else self._embed(sent))
         if result.errors:
             self._note_fatal(result, len(sent))
         if too_long:
@@ -277,11 +261,11 @@ class EmbedRun(CallScope):
             result.errors.update(too_long)
         return result
 
-    def _too_long(self, texts: tuple[str, ...]) -> dict[int, LLMOptError]:
+    def _too_long(self, texts: tuple[str, ...]) -> dict[int, errors.LLMOptError]:
         limit = self._declared
         maximum = f"{limit.max_item_tokens} tokens" if limit.max_item_tokens else f"{limit.max_bytes} bytes"
         return {
-            at: ItemTooLong(
+            at: errors.ItemTooLong(
                 f"the text has {len(text)} characters, far more than the {maximum} that {self.model!r} takes; "
                 "shorten it, or cut it into several texts.",
                 provider=self._provider.name,
@@ -300,10 +284,87 @@ class EmbedRun(CallScope):
         if not _next_batch_may_succeed(error):
             self.fatal = error
 
-    async def _embed(self, texts: tuple[str, ...]) -> BatchResult:
+    # Each text is sent once when several calls with the same options need its vector at the same time.
+
+    async def _share(self, texts: tuple[str, ...]) -> BatchResult:
+        """Embed distinct texts, but for those that another call is embedding."""
+        group = self._engine.singleflight.group(self._key)
+        # One set operation in C decides the usual case, in which no text is shared.
+        if not group.keys().isdisjoint(texts):
+            return await self._share_some(texts, group)
+        call = self._start(texts)
+        result = await call.wait()
+        # Others copy their vectors from this result later, when this caller may have written to its own.
+        return result.moved({at: at for at in range(len(texts))}) if call.joined else result
+
+    def _start(self, texts: tuple[str, ...]) -> SharedCall[BatchResult]:
+        """Embed texts in a call that others can join."""
+        first = None
+        if self.fatal is None:
+            first = self._engine.begin(self._provider, self._new_request(texts))
+        call: SharedCall[BatchResult] = self._engine.singleflight.group(self._key).start(texts)
+        call.attend(first, partial(self._finish, texts, first))
+        return call
+
+    def _finish(self, texts: tuple[str, ...], first: LaneAttempt[EmbeddedRows] | None) -> Finish[BatchResult]:
+        """The result of a request that was begun; a coroutine if there is more to wait for."""
+        if first is None or not first.succeeded or self._cache is not None or self._state.unsaved:
+            return self._embed(texts, first)
+        self._learn(first.value, texts, first.steps.request.tokens)
+        return BatchResult(rows=[(range(len(texts)), first.value)], requests=1)
+
+    async def _share_some(self, texts: tuple[str, ...], group: Group) -> BatchResult:
+        own: list[int] = []
+        joined: dict[SharedCall[BatchResult], _Pairs] = {}
+        positions: dict[SharedCall[BatchResult], dict[str, int]] = {}
+        for at, text in enumerate(texts):
+            if text not in group:
+                own.append(at)
+                continue
+            call, names = group[text]
+            if call not in positions:
+                # The other call copies its result if it was joined, because its caller may write to its
+                # array.
+                call.joined = True
+                positions[call] = {name: position for position, name in enumerate(names)}
+            joined.setdefault(call, []).append((at, positions[call][text]))
+        waits = [self._join(call, pairs) for call, pairs in joined.items()]
+        if own:
+            waits.append(self._embed_own(texts, own))
+        result = BatchResult()
+        for part in await gather_first_error(waits):
+            result.add(part)
+        # Texts are sent again whose request failed for a reason of the other call: its deadline, or a full queue.
+        local = [at for at, error in result.errors.items() if isinstance(error, errors.LocalRejection)]
+        if local and not self._deadline.expired():
+            again = await self._embed_own(texts, local)
+            for at in local:
+                del result.errors[at]
+            result.add(again)
+        return result
+
+    async def _embed_own(self, texts: Sequence[str], positions: Sequence[int]) -> BatchResult:
+        result = await self._start(tuple(texts[at] for at in positions)).wait()
+        return result.moved(dict(enumerate(positions)))
+
+    async def _join(self, call: SharedCall[BatchResult], pairs: _Pairs) -> BatchResult:
         try:
-            rows = await self._request(texts)
-        except LLMOptError as error:
+            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
+                result = await call.wait()
+        except TimeoutError:
+            late = errors.DeadlineExceeded(
+                "the deadline passed while waiting for the answer.", phase="coalesce"
+            )
+            return BatchResult(errors={at: late.copy() for at, _ in pairs})
+        # The requests are counted in the call that sent them.
+        return evolve(result.moved({position: at for at, position in pairs}), requests=0)
+
+    async def _embed(
+        self, texts: tuple[str, ...], first: LaneAttempt[EmbeddedRows] | None = None
+    ) -> BatchResult:
+        try:
+            rows = await self._request(texts, first)
+        except errors.LLMOptError as error:
             result = await self._call_recovery().recover(texts, error, several=self._batches > 1)
         else:
             result = BatchResult(rows=[(range(len(texts)), rows)], requests=1)
@@ -331,23 +392,23 @@ class EmbedRun(CallScope):
             )
         return self._recovery
 
-    async def _pause(self, history: RetryHistory, error: LLMOptError) -> Step:
+    async def _pause(self, history: retry.RetryHistory, error: errors.LLMOptError) -> Step:
         """Wait before a retry of what took too long, as the retry policy says."""
         group = self._engine.endpoint_group(self._provider)
         policies = group.endpoints[0].policies
-        decision: RetryDecision | GiveUp = GiveUp(reason="attempts")
+        decision: retry.RetryDecision | retry.GiveUp = retry.GiveUp(reason="attempts")
         if self._max_retries:
-            facts = RetryFacts(
+            facts = retry.RetryFacts(
                 wait_when_open=self._wait_when_open, circuit_retry_in=group.retry_in(self._call)
             )
             decision = policies.retry_policy.decide(error, history, self._deadline, facts)
-        if isinstance(decision, GiveUp):
+        if isinstance(decision, retry.GiveUp):
             # One level more than there are retries, up to two: two slow texts are often in different halves.
             levels = min(2, self._max_retries + 1)
             if decision.reason != "attempts" or history.counted >= levels:
                 return "give up"
-            decision = evolve(_SEARCH_LEVEL, cost=NO_COST) if error.local else _SEARCH_LEVEL
-        if inside_attempt() or not policies.retry_budget.acquire(decision.cost):
+            decision = evolve(_SEARCH_LEVEL, cost=retry.NO_COST) if error.local else _SEARCH_LEVEL
+        if retry.inside_attempt() or not policies.retry_budget.acquire(decision.cost):
             return "give up"
         history.add(decision)
         if decision.reason == "circuit_open":
@@ -356,7 +417,7 @@ class EmbedRun(CallScope):
         await self._engine.clock.sleep(decision.delay)
         return "split"
 
-    def _report_split(self, items: int, error: LLMOptError) -> None:
+    def _report_split(self, items: int, error: errors.LLMOptError) -> None:
         self.emit(BatchSplit, items=items, cause=type(error).__name__)
 
     def _report_limit(self, change: LimitChange, endpoint: str = "") -> None:
@@ -370,18 +431,42 @@ class EmbedRun(CallScope):
         )
 
     async def _request(
-        self, texts: tuple[str, ...], *, part: bool = False, suspect: bool = False
+        self,
+        texts: tuple[str, ...],
+        first: LaneAttempt[EmbeddedRows] | None = None,
+        *,
+        part: bool = False,
+        suspect: bool = False,
     ) -> EmbeddedRows:
         """Send one request.
 
         Args:
             texts: the texts.
+            first: its first attempt, None if it has not begun.
             part: whether they are a part of a batch that failed.
             suspect: whether one of them is suspected to make requests fail.
         """
-        if self.fatal is not None:
+        if self.fatal is not None and (first is None or first.blocked is not None):
+            if first is not None:
+                first.end(CANCELLED)
             # A copy: a raised exception collects the traceback and context of each place it passes.
             raise self.fatal.copy()
+        if first is None:
+            first = self._engine.begin(self._provider, self._new_request(texts, part=part, suspect=suspect))
+        try:
+            rows = await self._engine.finish(first)
+        except errors.QueueFull as error:
+            # Before the other batches of the call begin to wait: it is refused as a whole.
+            self.fatal = error
+            raise
+        self._learn(rows, texts, first.steps.request.tokens)
+        if self._cache is not None:
+            await self._cache.store(texts, rows)
+        return rows
+
+    def _new_request(
+        self, texts: tuple[str, ...], *, part: bool = False, suspect: bool = False
+    ) -> Request[EmbeddedRows]:
         options = self._call
         # Not attrs.evolve, which takes five times as long.
         call = EmbedCall(
@@ -410,23 +495,14 @@ class EmbedRun(CallScope):
             scope=self,
         )
         self._queued = True
-        try:
-            rows = await self._engine.run(self._provider, request)
-        except QueueFull as error:
-            # Before the other batches of the call begin to wait: it is refused as a whole.
-            self.fatal = error
-            raise
-        self._learn(rows, texts, tokens)
-        if self._cache is not None:
-            await self._cache.store(texts, rows)
-        return rows
+        return request
 
-    def _is_worth_retrying(self, request: Request[EmbeddedRows], error: LLMOptError) -> bool:
+    def _is_worth_retrying(self, request: Request[EmbeddedRows], error: errors.LLMOptError) -> bool:
         """Whether a batch is sent again as it is, before its recovery."""
         if isinstance(error, SLOW):
             # It is retried in halves.
             return request.items == 1
-        if not isinstance(error, InvalidResponse) or self.answered:
+        if not isinstance(error, errors.InvalidResponse) or self.answered:
             return True
         # A response that is wrong in the same way for two batches is not wrong by chance.
         return not self._call_recovery().was_seen(error)
@@ -463,96 +539,6 @@ class EmbedRun(CallScope):
         return min(size, _MAX_RESPONSE_BYTES)
 
 
-Work = Callable[[tuple[str, ...]], Coroutine[Any, Any, BatchResult]]
-"""Embeds distinct texts with as many requests as it takes."""
-_Pairs = list[tuple[int, int]]
-"""The position of a text in this call, and its position in the call that embeds it."""
-
-
-class Coalescer:
-    """Sends each text once when several calls with the same options need its vector at the same time.
-
-    Args:
-        singleflight: the client's.
-        key: provider, model and all options that change a vector.
-        deadline: of this call; it bounds how long this call waits for another one.
-    """
-
-    def __init__(self, singleflight: SingleFlight, key: tuple[object, ...], deadline: Deadline) -> None:
-        self._singleflight: Final = singleflight
-        self._key: Final = key
-        self._deadline: Final = deadline
-
-    async def run(self, texts: tuple[str, ...], work: Work) -> BatchResult:
-        """The result of distinct texts.
-
-        Args:
-            texts: the texts.
-            work: embeds those that no other call is embedding.
-        """
-        group = self._singleflight.group(self._key)
-        # One set operation in C decides the usual case, in which no text is shared.
-        if not group.keys().isdisjoint(texts):
-            return await self._run_shared(texts, work, group)
-        call = group.start(work, texts)
-        result = await call.wait()
-        # Others copy their vectors from this result later, when this caller may have written to its own.
-        return result.moved({at: at for at in range(len(texts))}) if call.joined else result
-
-    async def _run_shared(self, texts: tuple[str, ...], work: Work, group: Group) -> BatchResult:
-        own: list[int] = []
-        joined: dict[SharedCall[BatchResult], _Pairs] = {}
-        positions: dict[SharedCall[BatchResult], dict[str, int]] = {}
-        for at, text in enumerate(texts):
-            if text not in group:
-                own.append(at)
-                continue
-            call, names = group[text]
-            if call not in positions:
-                # The other call copies its result if it was joined, because its caller may write to its
-                # array.
-                call.joined = True
-                positions[call] = {name: position for position, name in enumerate(names)}
-            joined.setdefault(call, []).append((at, positions[call][text]))
-        waits = [self._join(call, pairs) for call, pairs in joined.items()]
-        if own:
-            waits.append(self._start(texts, own, work))
-        result = BatchResult()
-        for part in await gather_first_error(waits):
-            result.add(part)
-        await self._retry_local_failures(texts, result, work)
-        return result
-
-    async def _start(self, texts: Sequence[str], positions: Sequence[int], work: Work) -> BatchResult:
-        """Embed some of the texts in a call that others can join."""
-        group = self._singleflight.group(self._key)
-        result = await group.start(work, tuple(texts[at] for at in positions)).wait()
-        return result.moved(dict(enumerate(positions)))
-
-    async def _join(self, call: SharedCall[BatchResult], pairs: _Pairs) -> BatchResult:
-        try:
-            async with asyncio.timeout(self._deadline.remaining() if self._deadline.bounded else None):
-                result = await call.wait()
-        except TimeoutError:
-            late = DeadlineExceeded("the deadline passed while waiting for the answer.", phase="coalesce")
-            return BatchResult(errors={at: late.copy() for at, _ in pairs})
-        # The requests are counted in the call that sent them.
-        return evolve(result.moved({position: at for at, position in pairs}), requests=0)
-
-    async def _retry_local_failures(self, texts: Sequence[str], result: BatchResult, work: Work) -> None:
-        """Send texts again whose request failed for a reason of the other call: its deadline, or a full queue."""
-        again = [at for at, error in result.errors.items() if self._was_the_other_calls(error)]
-        if not again:
-            return
-        retried = await self._start(texts, again, work)
-        for at in again:
-            del result.errors[at]
-        result.add(retried)
-
-    def _was_the_other_calls(self, error: LLMOptError) -> bool:
-        return isinstance(error, LocalRejection) and not self._deadline.expired()
-
-
 def _options_key(call: EmbedCall) -> OptionsKey:
     headers = headers_of_result(call.headers) if call.headers else {}
     if not call.extra and not headers:
@@ -561,12 +547,12 @@ def _options_key(call: EmbedCall) -> OptionsKey:
     return call.dimensions, call.input_type, HiddenBytes(more)
 
 
-def _part_is_worth_retrying(_: Request[EmbeddedRows], error: LLMOptError) -> bool:
+def _part_is_worth_retrying(_: Request[EmbeddedRows], error: errors.LLMOptError) -> bool:
     # A part is a retry itself, and the same failure is expected of the one with the text at fault.
     return not (may_be_item_error(error) or isinstance(error, SLOW))
 
 
-def _next_batch_may_succeed(error: LLMOptError) -> bool:
+def _next_batch_may_succeed(error: errors.LLMOptError) -> bool:
     # Transient errors, and those that may be about one text or one size.
     of_request = may_be_item_error(error) or is_too_large(error)
-    return error.retryable or of_request or isinstance(error, DeadlineExceeded)
+    return error.retryable or of_request or isinstance(error, errors.DeadlineExceeded)
