@@ -107,8 +107,10 @@ class LaneAttempt(Generic[T]):
                 self.error = error
             if self.error is not None:
                 self.steps.release()
-        if self.on_done is not None:
-            self.on_done()
+        # Forgotten, so that no cycle of references is left to the garbage collector.
+        on_done, self.on_done = self.on_done, None
+        if on_done is not None:
+            on_done()
 
     def _accept(self, scope: AttemptScope, outcome: HttpResponse | LLMOptError) -> None:
         steps = self.steps
