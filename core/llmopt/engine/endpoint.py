@@ -417,7 +417,6 @@ class EndpointGroup:
         return min(refusing) if len(refusing) == len(waits) else None
 
     def record_success(self, endpoint: LiveEndpoint, call: Call, seconds: float) -> None:
-        """Record a successful attempt, and how many seconds it took, for the choice of the next ones."""
-        if len(self.endpoints) > 1:
-            self._load_balancer.record_latency(endpoint.config.index, seconds)
-            endpoint.policies.readmit(call)
+        """Record a successful attempt, and how many seconds it took, for the choice among several."""
+        self._load_balancer.record_latency(endpoint.config.index, seconds)
+        endpoint.policies.readmit(call)

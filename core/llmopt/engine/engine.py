@@ -134,7 +134,8 @@ class Engine:
         self.check_open(provider)
         group = self.endpoint_group(provider)
         steps = RequestSteps(group, request, self.clock, self.telemetry)
-        steps.begin()
+        if steps.recording:
+            steps.begin()
         first = LaneAttempt(steps, steps.admit(1))
         if group.endpoints[0].config.flags.lane and not isinstance(request, StreamRequest):
             first.start()

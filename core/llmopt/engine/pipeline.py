@@ -119,7 +119,7 @@ class LaneAttempt(Generic[T]):
                 raise outcome
             self.response = outcome
             steps.received()
-            if steps.parses_in_thread(outcome):
+            if len(outcome.body) >= steps.max_parsed_on_loop:
                 return
             value = steps.parse(scope, outcome)
         except Exception as error:  # noqa: BLE001 - the pipeline raises it
@@ -153,7 +153,8 @@ class LaneAttempt(Generic[T]):
                 self.sending = None
                 self.steps.cancel(None)
             self.steps.release()
-            self.steps.end(outcome)
+            if self.steps.recording:
+                self.steps.end(outcome)
 
 
 class Pipeline(Generic[T]):
@@ -271,7 +272,7 @@ class Pipeline(Generic[T]):
         if response is None:
             response = attempt.response = await scope.endpoint.send(scope.encoded)
             steps.received()
-        if steps.parses_in_thread(response):
+        if len(response.body) >= steps.max_parsed_on_loop:
             return await run_in_thread(steps.parse, scope, response)
         return steps.parse(scope, response)
 

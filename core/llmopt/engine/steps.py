@@ -79,6 +79,7 @@ class RequestSteps(RequestRecorder, Generic[T]):
         group, request, clock: as passed to the constructor.
         scope: what the current attempt has acquired, None between two of them.
         history: the attempts that failed.
+        max_parsed_on_loop: bytes of a response; a larger one is parsed in a thread.
     """
 
     def __init__(self, group: EndpointGroup, request: Request[T], clock: Clock, telemetry: Telemetry) -> None:
@@ -95,25 +96,22 @@ class RequestSteps(RequestRecorder, Generic[T]):
         self._worth_retrying = True
         self._new_credential = False
         self._compressed: TransportRequest | None = None
+        self.max_parsed_on_loop: Final = _PARSE_IN_THREAD_BYTES[call.operation == "embeddings"]
         self._deadline_first = False
         self._started_at = self._sent_at = self._seconds = 0.0
 
     # The request as a whole
 
     def begin(self) -> None:
-        """The request begins."""
-        if self.recording:
-            self._started_at = self.clock.now()
-            operation, items, tokens = self.call.operation, self.request.items, self.request.tokens
-            self.emit(RequestStart, operation=operation, items=items, tokens=tokens)
+        """The request begins: called if it is recorded."""
+        self._started_at = self.clock.now()
+        operation, items, tokens = self.call.operation, self.request.items, self.request.tokens
+        self.emit(RequestStart, operation=operation, items=items, tokens=tokens)
 
     def end(self, outcome: str) -> None:
-        """The request is over, after all its attempts."""
-        if self.recording:
-            operation, seconds, sent = self.call.operation, self.clock.now() - self._started_at, self.sent
-            self.emit(
-                RequestEnd, attempt=0, operation=operation, outcome=outcome, attempts=sent, seconds=seconds
-            )
+        """The request is over, after all its attempts: likewise."""
+        operation, seconds, sent = self.call.operation, self.clock.now() - self._started_at, self.sent
+        self.emit(RequestEnd, attempt=0, operation=operation, outcome=outcome, attempts=sent, seconds=seconds)
 
     def explain(self, error: Exception) -> None:
         """Add to the error that the request ends with what all its attempts have in common."""
@@ -348,10 +346,6 @@ class RequestSteps(RequestRecorder, Generic[T]):
         self._seconds = self.clock.now() - self._sent_at
         return self._seconds
 
-    def parses_in_thread(self, response: HttpResponse) -> bool:
-        """Whether a response is so large that the event loop should go on meanwhile."""
-        return len(response.body) >= _PARSE_IN_THREAD_BYTES[self.call.operation == "embeddings"]
-
     def parse(self, scope: AttemptScope, response: HttpResponse) -> T:
         """The value of a response. It may run in a thread.
 
@@ -368,6 +362,8 @@ class RequestSteps(RequestRecorder, Generic[T]):
         used = None if usage is None else (usage.total_tokens, usage.completion_tokens)
         if scope.succeeded(response, seconds, used):
             self.limits_learned()
+        # It has released all that it had.
+        self.scope = None
         self.answered(scope, seconds)
         self.attempt_ended(OK, response, seconds, sent="yes", usage=usage)
         return value
@@ -382,7 +378,8 @@ class RequestSteps(RequestRecorder, Generic[T]):
 
     def answered(self, scope: AttemptScope, seconds: float) -> None:
         """The endpoint has served the request."""
-        self.group.record_success(scope.endpoint, self.call, seconds)
+        if len(self.group.endpoints) > 1:
+            self.group.record_success(scope.endpoint, self.call, seconds)
         budget = scope.endpoint.policies.retry_budget
         if self.attempt == 1 and not budget.full:
             budget.succeeded()
