@@ -140,6 +140,7 @@ def per_round(case: Case, row: Row, measure: str) -> dict[Key, float]:
     return dict(zip(keys, values, strict=True))
 
 
+_TURNS: Final = "turns of the loop per request"
 _SPREAD: Final = "spread"
 """The smallest and the largest ratio to the floor over the starts."""
 
@@ -154,6 +155,7 @@ def _table(results: Results, case: Case) -> list[list[str]]:
         unit = case.unit
         head = ["", f"CPU per {unit}, µs", "x floor", _SPREAD, f"wall per {unit}, µs", "memory, MB"]
         head += ["server, µs of CPU"] if case.kind != "stream" else []
+        head += [_TURNS] if any("turns" in each for row in stored["rows"] for each in row["rounds"]) else []
         head += ["request, bytes", "response, bytes"] if case.sizes else []
         head += [f"all {case.total:,}, s"] if case.total else []
         head += ["blocks the loop, ms"] if any("hold" in row for row in stored["rows"]) else []
@@ -190,6 +192,7 @@ def _line(results: Results, case: Case, row: Row, head: Sequence[str]) -> list[s
         _megabytes(row["peak"]),
     ]
     line += [_server_cpu(case, row)] if case.kind != "stream" else []
+    line += [_turns(row)] if _TURNS in head else []
     line += [_bytes(row, "received"), _bytes(row, "sent")] if case.sizes else []
     line += [f"{wall.median * case.total / 1e6:.2f}"] if case.total else []
     line += [f"{row['hold'] * 1e3:.1f}" if "hold" in row else ""] if "blocks the loop, ms" in head else []
@@ -204,6 +207,11 @@ def spread(measured: Measured, factor: float) -> str:
     low, high = measured.low * factor, measured.high * factor
     digits = 2 if high < 9.95 else 1 if high < 99.5 else 0
     return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _turns(row: Row) -> str:
+    turns = [each["turns"] / each["requests"] for each in row["rounds"] if "turns" in each]
+    return f"{statistics.median(turns):.2f}" if turns else ""
 
 
 def _server_cpu(case: Case, row: Row) -> str:

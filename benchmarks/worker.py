@@ -29,7 +29,14 @@ from benchmarks.cores import pin
 from benchmarks.limits_worker import serve_client, serve_limits
 from benchmarks.processes import MAX_MESSAGE
 from benchmarks.service_worker import serve_service
-from benchmarks.speed_worker import Stopwatch, check_stream, read_stream, serve_once, serve_speed
+from benchmarks.speed_worker import (
+    Stopwatch,
+    check_stream,
+    counting_loop,
+    read_stream,
+    serve_once,
+    serve_speed,
+)
 
 _ABOUT_WAITING: Final = re.compile(r"retry|retri|wait|sleep|back.?off", re.IGNORECASE)
 # The first events of a stream say more about the request than about the stream.
@@ -58,7 +65,8 @@ def main() -> None:
         "limits-server": serve_limits,
     }[task["benchmark"]]
     try:
-        asyncio.run(serve(task, write))
+        with asyncio.Runner(loop_factory=counting_loop) as runner:
+            runner.run(serve(task, write))
     except Exception as error:  # noqa: BLE001 # the table shows why a contender cannot take part
         write({"missing": f"{type(error).__name__}: {error}"[:MAX_MESSAGE]})
 
