@@ -33,7 +33,10 @@ def python_files() -> list[Path]:
 
 
 def part_of(path: Path) -> str:
-    return path.relative_to(CORE).with_suffix("").parts[0]
+    """The part of a ring that a file belongs to: the file itself where a ring names it, else its package."""
+    name = path.relative_to(CORE).with_suffix("").as_posix()
+    named = {part for ring in LIMITS["rings"].values() for part in ring["parts"]}
+    return name if name in named else name.partition("/")[0]
 
 
 def docstring_lines(tree: ast.Module) -> set[int]:

@@ -224,7 +224,7 @@ def test_importing_llmopt_loads_nothing_slow() -> None:
     ).stdout.split()
     heavy = {
         "httpx",
-        "aiohttp",
+        "httptools",
         "numpy",
         "structlog",
         "rich",

@@ -59,7 +59,7 @@ def test_the_observer_loads_nothing_heavy_before_the_plugin() -> None:
     loaded = json.loads(done.stdout)
     packages = {name.partition(".")[0] for name in loaded}
     assert not packages & {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "unittest"}
-    assert not packages & {"aiohttp", "cattrs", "click", "httpx", "numpy", "rich", "stamina", "structlog"}
+    assert not packages & {"cattrs", "click", "httptools", "httpx", "numpy", "rich", "stamina", "structlog"}
     core = ("llmopt.transport", "llmopt.engine", "llmopt.client", "llmopt.operations", "llmopt.providers")
     assert not [name for name in loaded if name.startswith((*core, "llmopt.testing"))]
 

@@ -450,10 +450,10 @@ def test_repr_of_a_variables_text_does_not_show_it() -> None:
 # The cost of an import.
 
 SLOW = (
-    "aiohttp",
     "asyncio",
     "cattrs",
     "difflib",
+    "httptools",
     "httpx",
     "idna",
     "msgspec",

@@ -198,7 +198,7 @@ async def test_a_later_caller_with_a_longer_deadline_sends_its_own_request() -> 
     gate = asyncio.Event()
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
-        # The first request of a process imports aiohttp, which may take longer than the leader's deadline.
+        # The first request of a process imports the connection pool, which may take longer than the leader's deadline.
         await client.embed(MODEL, ["warm"])
         server.play(held(gate))
         leader = asyncio.create_task(client.embed(MODEL, ["a"], deadline=0.3))

@@ -113,7 +113,7 @@ async def test_without_a_listener_the_connector_measures_nothing(monkeypatch: py
     async with FaultServer() as server, llmopt.AsyncClient(config(server)) as client:
         server.default(answer_openai)
         with monkeypatch.context() as patched:
-            patched.setattr(Connector, "in_use", property(never))
+            patched.setattr(Connector, "waiting", property(never))
             assert (await client.embed(MODEL, ["a"])).vectors.shape == (1, 4)
 
 

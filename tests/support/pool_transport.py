@@ -14,10 +14,10 @@ import httpx
 
 from llmopt import errors
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.exchange import Exchange
 from llmopt.transport.httpx_transport import ATTEMPT_INFO
 from llmopt.transport.pool import ConnectionPool
 from llmopt.transport.request import TransportRequest
+from llmopt.transport.stream import ResponseStream
 from llmopt.values.http import AttemptInfo
 
 
@@ -50,20 +50,20 @@ class PoolTransport(httpx.AsyncBaseTransport):
             pool_timeout=times.get("pool"),
             timeout=times.get("read"),
         )
-        exchange = None
+        info = AttemptInfo()
         try:
-            exchange = self._pool.new_exchange(sent)
-            await exchange.run_step(exchange.fetch_head())
+            stream = await self._pool.open(sent)
+            info = stream.info
         except errors.LLMOptError as error:
+            info = AttemptInfo(sent=error.sent or "maybe", reused=getattr(error, "stale", False))
             raise _to_httpx_error(error, request) from error
         finally:
-            info = AttemptInfo(sent="no") if exchange is None else exchange.state.info()
             request.extensions = {**request.extensions, ATTEMPT_INFO: info}
         return httpx.Response(
-            exchange.status,
+            stream.status,
             # httpx decodes the body by their content-encoding.
-            headers=exchange.headers,
-            stream=_PoolStream(exchange, request),
+            headers=stream.headers,
+            stream=_PoolStream(stream, request),
             extensions={"http_version": b"HTTP/1.1", ATTEMPT_INFO: info},
         )
 
@@ -75,25 +75,25 @@ class PoolTransport(httpx.AsyncBaseTransport):
 class _PoolStream(httpx.AsyncByteStream):
     """The body of a response that the pool received."""
 
-    def __init__(self, exchange: Exchange, request: httpx.Request) -> None:
-        self._exchange: Final = exchange
+    def __init__(self, stream: ResponseStream, request: httpx.Request) -> None:
+        self._stream: Final = stream
         self._request: Final = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while chunk := await self._next():
             yield chunk
-        self._exchange.close()
+        self._stream.close()
 
     async def aclose(self) -> None:
-        self._exchange.close()
+        self._stream.close()
 
     async def _next(self) -> bytes:
         seconds = self._request.extensions.get("timeout", {}).get("read")
         try:
             async with asyncio.timeout(seconds):
-                return await self._exchange.run_step(self._exchange.read_raw())
+                return await self._stream.run_step(self._stream.read_raw())
         except TimeoutError:
-            error: errors.LLMOptError = transport_errors.attempt_timeout(self._exchange.state)
+            error: errors.LLMOptError = transport_errors.attempt_timeout(self._stream.state)
         except errors.LLMOptError as caught:
             error = caught
         raise _to_httpx_error(error, self._request) from error

@@ -119,26 +119,21 @@ async def test_a_cancelled_waiter_passes_its_connection_on(server: FaultServer) 
     """A waiter that is cancelled just when it is granted a connection must not keep it from the next."""
     gate = asyncio.Event()
     async with open_pool(pool_size=1) as pool:
+        await pool.send(embed_request(server))
         server.play(Script([Wait(gate), Respond()]))
         endless = embed_request(server, pool_timeout=None)
         waiters: list[asyncio.Task[object]] = []
-
-        async def first() -> None:
-            await pool.send(endless)
-            # The loop has no turn between the release of the connection and this.
-            waiters[0].cancel()
-
-        holder = asyncio.create_task(first())
-        await server.wait_requests(1)
+        # The loop has no turn between the release of the connection and this.
+        assert pool.try_send(endless, lambda _: waiters[0].cancel()) is not None
+        await server.wait_requests(2)
         waiters += [asyncio.create_task(pool.send(endless)) for _ in range(3)]
         while pool.stats().waiting < 3:
             await asyncio.sleep(0)
         gate.set()
         async with asyncio.timeout(5):
-            await holder
             await asyncio.wait(waiters)
         assert [waiter.cancelled() for waiter in waiters] == [True, False, False]
-        assert len(server.requests) == 3
+        assert len(server.requests) == 4
 
 
 @pytest.mark.row("C05")

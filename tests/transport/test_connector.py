@@ -22,6 +22,7 @@ from tests.support.faults import (
     Answer,
     Certificate,
     FaultServer,
+    Framing,
     Reset,
     Script,
     answer_openai,
@@ -319,6 +320,20 @@ class TestTls:
             for _ in range(3):
                 assert count_vectors(await pool.send(embed_request(server))) == 1
             assert server.connections == 1
+
+    @pytest.mark.parametrize("size", [10, 16_300, 40_000, 3_000_000])
+    @pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED, Framing.EOF])
+    async def test_a_body_of_several_records_arrives_whole(self, size: int, framing: Framing) -> None:
+        """TLS hands over several records at once, into the slices of one buffer."""
+        certificate = good_certificate()
+        body = bytes(range(256)) * (size // 256) + b"."
+        async with (
+            FaultServer(tls=certificate.server()) as server,
+            open_pool(tls=certificate.client()) as pool,
+        ):
+            server.default(Answer(200, body, framing=framing))
+            for _ in range(2):
+                assert (await pool.send(embed_request(server))).body == body
 
     @pytest.mark.row("N14")
     @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -31,7 +32,9 @@ CREDENTIALS = f"user:{PASSWORD}@"
 
 
 @contextlib.asynccontextmanager
-async def tunnel(target: FaultServer) -> AsyncIterator[tuple[int, list[bytes]]]:
+async def tunnel(
+    target: FaultServer, tls: ssl.SSLContext | None = None, version: bytes = b"1.1"
+) -> AsyncIterator[tuple[int, list[bytes]]]:
     """A proxy that connects to the target; gives its port and the heads of its requests."""
     heads: list[bytes] = []
     tasks: set[asyncio.Task[None]] = set()
@@ -46,11 +49,11 @@ async def tunnel(target: FaultServer) -> AsyncIterator[tuple[int, list[bytes]]]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heads.append(await reader.readuntil(b"\r\n\r\n"))
         there, back = await asyncio.open_connection("127.0.0.1", target.port)
-        writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        writer.write(b"HTTP/%b 200 Connection established\r\n\r\n" % version)
         for task in (asyncio.create_task(pump(reader, back)), asyncio.create_task(pump(there, writer))):
             tasks.add(task)
 
-    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     try:
         yield listener.sockets[0].getsockname()[1], heads
     finally:
@@ -127,6 +130,55 @@ async def test_https_uses_a_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
         assert all(seen.header("proxy-authorization") is None for seen in server.requests)
         assert pool.stats().created == 1
         await pool.aclose()
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+@pytest.mark.parametrize("version", [b"1.1", b"1.0"])
+async def test_https_uses_a_tunnel_in_a_proxy_that_speaks_tls(
+    version: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS inside TLS; many proxies answer as HTTP/1.0, and keep the tunnel."""
+    certificate = good_certificate()
+    async with (
+        FaultServer(tls=certificate.server()) as server,
+        tunnel(server, certificate.server(), version) as (port, heads),
+        open_pool(tls=certificate.client()) as pool,
+    ):
+        server.default(lambda request: Answer(200, request.body))
+        monkeypatch.setenv("ALL_PROXY", f"https://127.0.0.1:{port}")
+        for size in (10, 3_000_000):
+            body = b"b" * size
+            assert (await pool.send(embed_request(server, body=body))).body == body
+        assert len(heads) == 1
+        await pool.aclose()
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+async def test_plain_http_through_a_proxy_that_speaks_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = good_certificate()
+    async with (
+        FaultServer(tls=certificate.server()) as server,
+        open_pool(tls=certificate.client()) as pool,
+    ):
+        monkeypatch.setenv("HTTP_PROXY", f"https://127.0.0.1:{server.port}")
+        for _ in range(2):
+            assert count_vectors(await pool.send(embed_request_to("http://far.example"))) == 1
+        assert server.requests[0].target.startswith("http://far.example/v1/embeddings")
+        assert server.connections == 1
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+async def test_a_wrong_certificate_behind_a_tunnel_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The certificate is the server's, so it is no failure of the proxy."""
+    async with (
+        FaultServer(tls=good_certificate().server()) as server,
+        tunnel(server) as (port, _),
+        open_pool(tls=good_certificate().client()) as pool,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{port}")
+        error = await expect_error(pool, embed_request(server), ConnectFailed)
+        assert (error.cause, error.permanent, error.sent) == ("tls", True, "no")
+        assert pool.stats().in_use == 0
 
 
 @pytest.mark.row("N19")

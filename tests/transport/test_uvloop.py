@@ -15,6 +15,7 @@ from llmopt.transport.pool import ConnectionPool
 from tests.support.faults import (
     Answer,
     FaultServer,
+    Framing,
     ServerThread,
     Stall,
     can_make_certificates,
@@ -134,6 +135,10 @@ def test_tls() -> None:
         async def use() -> None:
             for _ in range(2):
                 assert count_vectors(await pool.send(embed_request(thread.server))) == 1
+            body = bytes(range(256)) * 10_000
+            thread.server.play(Answer(200, body), Answer(200, body, framing=Framing.CHUNKED))
+            for _ in range(2):
+                assert (await pool.send(embed_request(thread.server))).body == body
 
         uvloop.run(use())
         uvloop.run(use())

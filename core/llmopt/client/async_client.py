@@ -2,7 +2,7 @@
 
 Making a client reads the configuration file and the environment, and opens nothing else. The first use of any method,
 `stats` and `aclose` too, imports and makes the components (`llmopt.client.components`), on the caller's thread; the
-first request imports aiohttp, or httpx for the user's transport.
+first request imports the connection pool, or httpx for the user's transport.
 
 The methods await the network and the cache through the components, which also run the plugins' hooks and the user's
 transport, store, token providers and ``on_event``, most of it on the event loop of the call. Event loops in several

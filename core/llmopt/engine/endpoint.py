@@ -4,7 +4,7 @@ Opening a transport makes no connection. I/O happens in three places: the constr
 configuration names, on the event loop of the first request; the transport, which may be the user's; and
 `LiveEndpoint.settings`, which awaits the token provider of the user or plugin where there is one. All calls of a client share these objects,
 also from event loops in several threads, so a lock guards the opening of a transport. The plugin's hooks
-`credential_provider` and `open_transport` are called here. The first opening imports aiohttp or httpx. The clock is
+`credential_provider` and `open_transport` are called here. The first opening imports httptools or httpx. The clock is
 passed in. With several endpoints the choice is partly random (`llmopt.policies.load_balancer`).
 """
 
@@ -189,7 +189,7 @@ class LiveEndpoint:
         of_plugin = self.hooks.open_transport(self.settings_without_credential)
         transport = of_plugin if of_plugin is not None else self._client_transport
         if transport is not None:
-            # Imported here: httpx and aiohttp are slow to import, and a client needs one of them.
+            # Imported here: httpx is slow to import, and a client needs one of the two.
             from llmopt.transport.httpx_transport import HttpxSender
 
             return HttpxSender(transport)

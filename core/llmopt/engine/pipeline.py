@@ -43,7 +43,8 @@ from llmopt.values.resources import as_llmopt_error
 _NOT_BOUND: Final = nullcontext()
 
 
-@define(eq=False)
+# Without a repr, which would show the texts of the call.
+@define(eq=False, repr=False)
 class LaneAttempt(Generic[T]):
     """An attempt, as far as it has come.
 

@@ -1,1 +1,1 @@
-"""Sending HTTP requests: our connection pool over aiohttp, or any httpx transport."""
+"""Sending HTTP requests: our connection pool, or any httpx transport."""

@@ -1,4 +1,4 @@
-"""The connections of one event loop: aiohttp's connector with stricter rules for reuse, and counters.
+"""The connections of one event loop: how they are opened, kept, limited and counted.
 
 It opens and closes network connections, which callers await, resolves host names in threads of the loop's default
 executor, and keeps the addresses for ten seconds. A connector serves one event loop and has no lock: its requests share
@@ -11,124 +11,30 @@ loop's clock, and reports to a `PoolTrace`, on that loop, which may end in the u
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import suppress
-from functools import lru_cache, partial
-from typing import Any, Final, Protocol, cast
+from functools import partial
+from typing import Any, Final, Protocol
 from weakref import ref
 
-import aiohttp
-from aiohttp import ClientRequest
-from aiohttp.client_reqrep import ConnectionKey
-from aiohttp.connector import Connection
-from multidict import CIMultiDict
+import aiohappyeyeballs
+from attrs import define, field
 
+from llmopt.config.urls import parse_url
 from llmopt.transport import errors as transport_errors
-from llmopt.transport.body import ACCEPT_ENCODING
-from llmopt.transport.protocol import HttpProtocol, SocketRegistry, finish_transport, new_read_buffer
+from llmopt.transport.http1 import HeadCache, ResponseParser
+from llmopt.transport.protocol import READ_BUFFER_SIZE, HttpProtocol, SocketRegistry, finish_transport
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.timers import TimeoutScheduler
-from llmopt.transport.urls import Target
-from llmopt.values.secret import HiddenBytes, HiddenStr
+from llmopt.transport.tls import default_context
+from llmopt.transport.urls import Route, Target
 
-# RFC 9110: a name is a token (5.6.2), a value has visible characters, spaces and tabs (5.5); here ASCII only.
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_HEADER_VALUE: Final = re.compile(r"[\t\x20-\x7e]*")
-_VISIBLE: Final = re.compile(r"[\x21-\x7e]*")
-_DEFAULT_HEADERS: Final = {"accept": "*/*", "accept-encoding": ACCEPT_ENCODING, "user-agent": "llmopt"}
-# Requests with these methods send no content-length if they have no body (RFC 9110, 8.6).
-_METHODS_WITHOUT_BODY: Final = ("GET", "HEAD", "OPTIONS", "TRACE")
-_MAX_HEADS: Final = 256
-_MAX_KEYS: Final = 256
-
-
-class HeadCache:
-    """The heads of requests as bytes: requests to one endpoint differ in their content-length only.
-
-    Args:
-        close: whether to send ``connection: close``, as every connection is used for one request only.
-    """
-
-    def __init__(self, *, close: bool) -> None:
-        more = {"connection": "close"} if close else {}
-        # The values are part of the key: a new API key must not be answered with the old head. Bounded, because a token
-        # may change every hour, and a path with each call.
-        self._render: Final = lru_cache(_MAX_HEADS)(partial(_render_head, {**_DEFAULT_HEADERS, **more}))
-        self._last: tuple[Mapping[str, str], str, str, bytes] = ({}, "", "", b"")
-
-    def get(self, target: Target, request: TransportRequest) -> memoryview:
-        """Return all bytes before the body, as a view: its ``repr`` does not show the API key.
-
-        Raises:
-            ValueError: the method or a header contains characters that HTTP forbids.
-        """
-        headers, url, method, head = self._last
-        # Requests to one endpoint share one mapping of headers, which is never changed: identity is enough.
-        if headers is not request.headers or url != request.url or method != request.method:
-            head = self._render(target, request.method, tuple(request.headers.items()))
-            self._last = (request.headers, request.url, request.method, head)
-        if request.body is not None:
-            return memoryview(b"%bcontent-length: %d\r\n\r\n" % (head, len(request.body)))
-        return memoryview(
-            head + (b"\r\n" if request.method in _METHODS_WITHOUT_BODY else b"content-length: 0\r\n\r\n")
-        )
-
-
-def _render_head(
-    defaults: Mapping[str, str], target: Target, method: str, request_headers: tuple[tuple[str, str], ...]
-) -> bytes:
-    headers = {"host": target.url.host_port_subcomponent or "", **defaults}
-    # Lower case, so that a caller's "User-Agent" replaces the default instead of being sent beside it.
-    headers.update((name.lower(), value) for name, value in request_headers)
-    # A query may hold a key.
-    path = HiddenStr(target.written.raw_path_qs)
-    if target.proxy is not None and not target.tunnelled:
-        # A proxy for http gets the whole URL, and its own credentials.
-        path = HiddenStr(target.written)
-        if target.proxy.authorization is not None:
-            headers["proxy-authorization"] = HiddenStr(target.proxy.authorization)
-    if not (_HEADER_NAME.fullmatch(method) and _VISIBLE.fullmatch(path)):
-        raise ValueError("invalid method or URL")
-    for name, value in headers.items():
-        if not (_HEADER_NAME.fullmatch(name) and _HEADER_VALUE.fullmatch(value)):
-            # The message contains neither name nor value: they may be a key.
-            raise ValueError("invalid header")
-    # The lines are not given a name: they hold the API key, and tracebacks can show local variables.
-    return HiddenBytes(
-        "\r\n".join(
-            [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), ""]
-        ).encode("ascii")
-    )
-
-
-class ConnectionRequest(ClientRequest):
-    """What aiohttp's connector needs to open a connection. It is never sent; ``state`` follows the progress."""
-
-    state: RequestState | None
-
-
-def connection_request(
-    target: Target, loop: asyncio.AbstractEventLoop, state: RequestState | None = None
-) -> ConnectionRequest:
-    """Describe a connection to a target."""
-    proxy, headers = target.proxy, None
-    if proxy is not None and proxy.authorization is not None and target.tunnelled:
-        # A new mapping each time: aiohttp adds to it after it has hashed it.
-        headers = CIMultiDict({"proxy-authorization": proxy.authorization})
-    made = ConnectionRequest(
-        "GET",
-        target.url,
-        loop=loop,
-        proxy=None if proxy is None else target.proxy_url,
-        proxy_headers=headers,
-    )
-    made.state = state
-    return made
-
-
-def _connection_key(loop: asyncio.AbstractEventLoop, target: Target) -> ConnectionKey:
-    return connection_request(target, loop).connection_key
+# RFC 8305, 5 and 8: 250 ms between two attempts to connect.
+_HAPPY_EYEBALLS_DELAY: Final = 0.25
+_ADDRESSES_KEPT_S: Final = 10.0
 
 
 class PoolTrace(Protocol):
@@ -141,13 +47,18 @@ class PoolTrace(Protocol):
         """The number of open connections has changed; ``waiting`` requests wait for one."""
 
 
-_NO_TIMEOUTS: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None, sock_read=None)
+@define(eq=False)
+class _RoutePool:
+    """The connections of one route: those that are idle, the last used at the end, and who waits for one."""
+
+    idle: list[HttpProtocol] = field(factory=list)
+    in_use: int = 0
+    # The result of each is whether it has got a place; it has not if the connector was closed.
+    waiters: OrderedDict[asyncio.Future[bool], None] = field(factory=OrderedDict)
 
 
-class Connector(aiohttp.TCPConnector):
+class Connector:
     """Connections to any number of hosts, with a limit for each: a host that hangs must not delay the others.
-
-    The undocumented parts of aiohttp that it needs are listed in tests/transport/test_aiohttp_surface.py.
 
     Args:
         pool_size: maximum number of connections to one host.
@@ -159,160 +70,317 @@ class Connector(aiohttp.TCPConnector):
         loop: the event loop it belongs to.
         timeouts: the timeouts of attempts.
         head_cache: the heads of requests.
-        connection_key: returns aiohttp's key for the connections to a target.
         created: connections opened.
         reused: requests sent over a kept connection.
+        in_use: connections that carry a request or are being opened.
         peak: maximum number of connections in use at once.
-        draining: callbacks that close the exchanges that discard the rest of a response, see `Exchange.drain`.
+        closed: whether it was closed.
     """
 
     def __init__(
-        self, *, pool_size: int, keepalive: float, tls: Any = None, trace: PoolTrace | None = None
+        self,
+        *,
+        pool_size: int,
+        keepalive: float,
+        tls: ssl.SSLContext | None = None,
+        trace: PoolTrace | None = None,
     ) -> None:
+        self.loop: Final = asyncio.get_running_loop()
+        self.timeouts: Final = TimeoutScheduler(self.loop)
+        self.head_cache: Final = HeadCache(close=keepalive <= 0)
+        self.created = self.reused = self.in_use = self.peak = 0
+        self.closed = False
+        self._pool_size: Final = pool_size
+        self._keepalive: Final = keepalive
+        self._tls = tls
         self._trace: Final = trace
         self._reported_size = 0
+        self._routes: Final[dict[Route, _RoutePool]] = {}
+        self._connections: Final[set[HttpProtocol]] = set()
+        self._opening: Final[set[asyncio.Timeout]] = set()
         self._sockets: Final = SocketRegistry()
-        super().__init__(
-            # No limit over all hosts: a host that hangs would take the connections of the others.
-            limit=0,
-            limit_per_host=pool_size,
-            ssl=True if tls is None else tls,
-            # aiodns, which aiohttp uses if it is installed, reports other error numbers than the system does.
-            resolver=aiohttp.ThreadedResolver(),
-            socket_factory=self._sockets.open,
-            **({"keepalive_timeout": keepalive} if keepalive > 0 else {"force_close": True}),
-        )
-        self._factory: partial[Any] = partial(HttpProtocol, loop=self._loop, read_buffer=new_read_buffer())
-        self.loop: Final = self._loop
-        self.timeouts: Final = TimeoutScheduler(self._loop)
-        self.head_cache: Final = HeadCache(close=keepalive <= 0)
-        # Of a function without the connector: a cycle would keep a forgotten one alive.
-        self.connection_key: Final = lru_cache(_MAX_KEYS)(partial(_connection_key, self._loop))
-        self.created = 0
-        self.reused = 0
-        self.peak = 0
-        self.draining: Final[set[Callable[[], None]]] = set()
+        self._read_buffer: Final = memoryview(bytearray(READ_BUFFER_SIZE))
+        self._lookups: Final[dict[tuple[str, int], asyncio.Task[list[Any]]]] = {}
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._all_lost: asyncio.Future[None] | None = None
         # A weak reference: the loop holds the generator, and must not keep a forgotten connector alive.
         self._loop_close_hook: Final = _close_with_loop(ref(self))
         _run_without_waiting(self._loop_close_hook.__anext__())
 
     @property
-    def in_use(self) -> int:
-        """Connections that carry a request or are being opened."""
-        return len(self._acquired)
-
-    @property
     def idle(self) -> int:
         """Connections kept for the next request."""
-        # aiohttp keeps a closed connection in its list until it is next looked at.
-        return sum(protocol.is_connected() for kept in self._conns.values() for protocol, _ in kept)
+        return sum(len(pool.idle) for pool in self._routes.values())
 
     @property
     def waiting(self) -> int:
         """Requests that wait for a connection."""
-        return sum(len(waiters) for waiters in self._waiters.values())
+        return sum(len(pool.waiters) for pool in self._routes.values())
 
-    async def acquire(self, state: RequestState, target: Target) -> Connection:
-        """Return a connection for a request, kept or new; the caller releases or closes it.
+    def take(self, route: Route) -> HttpProtocol | None:
+        """Return an idle connection that is usable now, None if there is none; the caller releases it."""
+        pool = self._routes.get(route)
+        # Who waits is served first.
+        if pool is None or not pool.idle or pool.waiters or pool.in_use >= self._pool_size:
+            return None
+        connection = self._pop_usable(pool)
+        if connection is not None:
+            self._count(pool)
+            if self._trace is not None:
+                self._trace.connection_acquired(0.0, connection.served)
+                self.report_size()
+        return connection
+
+    async def acquire(self, route: Route, state: RequestState) -> HttpProtocol:
+        """Return a connection for a request, kept or new, once there is room for it; the caller releases it.
 
         Raises:
             PoolTimeout: no connection became free in time.
             ConnectFailed: a new connection was not opened in time.
         """
-        started = 0.0 if self._trace is None else self._loop.time()
-        key = self.connection_key(target)
-        # The length is compared first: it rules out the more expensive count for nearly every request.
-        if len(self._acquired) >= self._limit_per_host and self._available_connections(key) <= 0:
-            await self._wait_for_connection(key, state)
-        connection = await self._get(key, [])
-        if connection is None:
-            connection = await self.connect(connection_request(target, self.loop, state), [], _NO_TIMEOUTS)
-        self.peak = max(self.peak, len(self._acquired))
+        started = self.loop.time()
+        pool = self._routes.get(route)
+        if pool is None:
+            pool = self._routes[route] = _RoutePool()
+        if pool.in_use >= self._pool_size or pool.waiters:
+            await self._wait(pool, state)
+        else:
+            self._count(pool)
+        try:
+            connection = self._pop_usable(pool) or await self._connect(route, state)
+        except BaseException:
+            self._free(pool)
+            raise
         if self._trace is not None:
-            served = cast("HttpProtocol", connection.protocol).served
-            self._trace.connection_acquired(self._loop.time() - started, served)
+            self._trace.connection_acquired(self.loop.time() - started, connection.served)
             self.report_size()
         return connection
 
+    def release(self, connection: HttpProtocol, *, keep: bool) -> None:
+        """Take a connection back, to keep it for the next request or to close it."""
+        pool = self._routes[connection.route]
+        connection.served += 1
+        connection.receiver = None
+        # Who closes the connector sees to its connections; in a forked child they belong to the parent.
+        if not self.closed and not self.loop.is_closed():
+            if not keep or self._keepalive <= 0:
+                connection.abort()
+            else:
+                self._keep(pool, connection)
+        self._free(pool)
+        self.report_size()
+
+    def _keep(self, pool: _RoutePool, connection: HttpProtocol) -> None:
+        connection.idle_until = self.loop.time() + self._keepalive
+        pool.idle.append(connection)
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_at(connection.idle_until, self._close_expired)
+
     def report_size(self) -> None:
         """Report the number of connections to the trace, if it has changed."""
-        if self._trace is None or self._closed:
+        if self._trace is None or self.closed:
             return
-        in_use = self.in_use
-        now = in_use + self.idle
+        now = len(self._connections)
         if now != self._reported_size:
             self._reported_size = now
-            self._trace.size_changed(now, in_use, self.waiting)
+            self._trace.size_changed(now, self.in_use, self.waiting)
 
-    async def _wait_for_connection(self, key: ConnectionKey, state: RequestState) -> None:
-        started = self._loop.time()
+    def close_idle(self, route: Route) -> None:
+        """Close the kept connections to one host."""
+        pool = self._routes.get(route)
+        while pool is not None and pool.idle:
+            pool.idle.pop().abort()
+
+    def _count(self, pool: _RoutePool) -> None:
+        pool.in_use += 1
+        self.in_use += 1
+        self.peak = max(self.peak, self.in_use)
+
+    def _free(self, pool: _RoutePool) -> None:
+        """Give up a place in a pool: to the first that waits for one, in the order in which they came."""
+        while pool.waiters:
+            waiter, _ = pool.waiters.popitem(last=False)
+            if not waiter.done():
+                waiter.set_result(True)
+                return
+        pool.in_use -= 1
+        self.in_use -= 1
+
+    async def _wait(self, pool: _RoutePool, state: RequestState) -> None:
+        started = self.loop.time()
+        waiter = self.loop.create_future()
+        pool.waiters[waiter] = None
         try:
             async with asyncio.timeout(state.request.pool_timeout):
-                await self._wait_for_available_connection(key, [])
+                if not await waiter:
+                    raise transport_errors.pool_closed()
         except BaseException as error:
-            # aiohttp loses the wake-up if the woken waiter is cancelled; wake the next one.
-            self._release_waiter()
+            pool.waiters.pop(waiter, None)
+            # A waiter that was given the place, and is cancelled before it runs, passes it on.
+            if waiter.done() and not waiter.cancelled() and waiter.result():
+                self._free(pool)
             if isinstance(error, TimeoutError):
                 raise transport_errors.pool_timeout(state) from None
             raise
         finally:
-            state.queued_s = self._loop.time() - started
+            state.queued_s = self.loop.time() - started
 
-    async def _get(self, key: ConnectionKey, traces: list[Any]) -> Connection | None:
-        while (connection := await super()._get(key, traces)) is not None:
-            protocol = cast("HttpProtocol", connection.protocol)
-            # aiohttp checks neither for unread bytes nor for a close that the loop has not noticed yet.
-            if protocol.reusable():
+    def _pop_usable(self, pool: _RoutePool) -> HttpProtocol | None:
+        """The idle connection that was used last: the others may close."""
+        now = self.loop.time()
+        while pool.idle:
+            connection = pool.idle.pop()
+            if connection.idle_until > now and connection.reusable():
                 self.reused += 1
                 return connection
-            protocol.abort()
-            connection.close()
+            connection.abort()
         return None
 
-    async def _create_connection(
-        self, req: aiohttp.ClientRequest, traces: list[Any], timeout: aiohttp.ClientTimeout
-    ) -> Any:
-        state = cast("RequestState", cast("ConnectionRequest", req).state)
+    def _close_expired(self) -> None:
+        """Close what was idle for too long, and look again when the next one will have been."""
+        now, self._idle_timer = self.loop.time(), None
+        for pool in self._routes.values():
+            while pool.idle and pool.idle[0].idle_until <= now:
+                pool.idle.pop(0).abort()
+        upcoming = [pool.idle[0].idle_until for pool in self._routes.values() if pool.idle]
+        if upcoming:
+            self._idle_timer = self.loop.call_at(min(upcoming), self._close_expired)
+
+    def _forget(self, connection: HttpProtocol) -> None:
+        """A connection has ended."""
+        pool = self._routes.get(connection.route)
+        if pool is not None and connection in pool.idle:
+            pool.idle.remove(connection)
+        self._connections.discard(connection)
+        self.report_size()
+        if self._all_lost is not None and not self._connections and not self._all_lost.done():
+            self._all_lost.set_result(None)
+
+    async def _connect(self, route: Route, state: RequestState) -> HttpProtocol:
         state.phase = "connect"
         try:
-            async with asyncio.timeout(state.request.connect_timeout):
-                protocol = await super()._create_connection(req, traces, timeout)
+            async with asyncio.timeout(state.request.connect_timeout) as limit:
+                self._opening.add(limit)
+                try:
+                    connection = await self._open(route, state)
+                finally:
+                    self._opening.discard(limit)
         except TimeoutError as error:
             # The system's own ETIMEDOUT is a TimeoutError too, but one with a number.
             if error.errno is not None:
                 raise
             raise transport_errors.connect_timeout(state) from None
         self.created += 1
-        return protocol
+        return connection
 
-    def close_idle(self, key: ConnectionKey) -> None:
-        """Close the kept connections to one host."""
-        for protocol, _ in self._conns.pop(key, ()):
-            protocol.abort()
+    async def _open(self, route: Route, state: RequestState) -> HttpProtocol:
+        """Open a connection, over the proxy if there is one."""
+        first = parse_url(route.origin if route.proxy is None else route.proxy.url)
+        tls = self._tls_context() if first.encrypted else None
+        addresses = await self._resolve(first.host, first.port or route.port)
+        if not addresses:
+            raise OSError("the name has no address")
+        opened = await aiohappyeyeballs.start_connection(
+            addr_infos=addresses,
+            happy_eyeballs_delay=_HAPPY_EYEBALLS_DELAY,
+            interleave=1,
+            loop=self.loop,
+            socket_factory=self._sockets.open,
+        )
+        _, connection = await self.loop.create_connection(
+            partial(HttpProtocol, route, self._read_buffer, self._forget),
+            sock=opened,
+            ssl=tls,
+            server_hostname=None if tls is None else first.host,
+        )
+        self._connections.add(connection)
+        try:
+            if route.tunnelled:
+                await self._open_tunnel(connection, route, state)
+        except BaseException:
+            connection.abort()
+            # asyncio does not tell a protocol that its connection ended in a handshake.
+            self._forget(connection)
+            raise
+        return connection
 
-    async def close(self, *, abort_ssl: bool = True) -> None:
+    async def _open_tunnel(self, connection: HttpProtocol, route: Route, state: RequestState) -> None:
+        """Let the proxy connect to the server, and begin TLS with that."""
+        reply = _TunnelReply(self.loop.create_future())
+        host = f"[{route.host}]" if ":" in route.host else route.host
+        request = TransportRequest(method="CONNECT", url=route.origin)
+        target = Target(route=route, written=f"{host}:{route.port}")
+        connection.send(reply, "CONNECT", *self.head_cache.writes(target, request))
+        status, reason = await reply.done or (0, "")
+        if not status:
+            raise transport_errors.connect_failed(None, state)
+        if status not in range(200, 300):
+            raise transport_errors.proxy_refused(state, status, reason)
+        connection.receiver = None
+        connection.transport = await self.loop.start_tls(
+            connection.transport, connection, self._tls_context(), server_hostname=route.host
+        )
+
+    def _tls_context(self) -> ssl.SSLContext:
+        self._tls = self._tls or default_context()
+        return self._tls
+
+    async def _resolve(self, host: str, port: int) -> list[Any]:
+        """The addresses of a host; requests that ask at the same time share one look-up."""
+        # Without a look-up, which takes a thread.
+        if ":" in host:
+            return [(socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port, 0, 0))]
+        if host.rpartition(".")[2].isdecimal():
+            return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]
+        key = (host, port)
+        lookup = self._lookups.get(key)
+        if lookup is None:
+            found = self.loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+            lookup = self._lookups[key] = self.loop.create_task(found)
+            lookup.add_done_callback(partial(self._keep_addresses, key))
+        # A caller that leaves does not end it for the others.
+        addresses = await asyncio.shield(lookup)
+        # The next connection begins with the next address.
+        addresses[:] = addresses[1:] + addresses[:1]
+        return addresses[-1:] + addresses[:-1]
+
+    def _keep_addresses(self, key: tuple[str, int], lookup: asyncio.Task[list[Any]]) -> None:
+        # Without a look at the exception, asyncio would log one that nobody has waited for.
+        if lookup.cancelled() or lookup.exception() is not None:
+            self._lookups.pop(key, None)
+        else:
+            self.loop.call_later(_ADDRESSES_KEPT_S, self._lookups.pop, key, None)
+
+    async def close(self) -> None:
         """Abort all exchanges and close; waits until the sockets are closed."""
-        self._abort_all()
-        await super().close(abort_ssl=abort_ssl)
-        _run_without_waiting(self._loop_close_hook.aclose())
+        self.close_soon()
+        if self._connections:
+            self._all_lost = self._all_lost or self.loop.create_future()
+            await asyncio.shield(self._all_lost)
 
     def close_soon(self) -> None:
         """Like `close` without waiting; called by the connector's own loop."""
-        self._abort_all()
-        self._close(abort_ssl=True)
+        self.closed = True
+        self.timeouts.close()
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        for lookup in list(self._lookups.values()):
+            lookup.cancel()
+        for limit in list(self._opening):
+            with suppress(RuntimeError):  # it is expiring already
+                limit.reschedule(0.0)
+        for pool in self._routes.values():
+            pool.idle.clear()
+            while pool.waiters:
+                waiter, _ = pool.waiters.popitem()
+                if not waiter.done():
+                    waiter.set_result(False)
+        for connection in list(self._connections):
+            receiver = connection.receiver
+            if receiver is not None:
+                receiver.lost(None)
+            connection.abort()
         _run_without_waiting(self._loop_close_hook.aclose())
-
-    def _abort_all(self) -> None:
-        # A copy: each callback removes itself from the set.
-        for close in list(self.draining):
-            close()
-        # aiohttp would close instead of abort, which waits until the peer has read all data that is still to be sent.
-        for protocol in list(self._acquired):
-            protocol.abort()
-
-    def __del__(self, _: Any = None) -> None:
-        # Not aiohttp's, which closes and warns: the pool does both. Of two that are collected together either comes first.
-        pass
 
     def close_from_thread(self) -> None:
         """Close from another thread, or when the loop does not run: each connection ends as if the peer had closed it."""
@@ -321,11 +389,10 @@ class Connector(aiohttp.TCPConnector):
 
     def close_after_loop(self) -> None:
         """Close after the loop was closed."""
-        protocols = [protocol for kept in self._conns.values() for protocol, _ in kept] + list(self._acquired)
+        connections = list(self._connections)
         self._mark_closed()
-        for protocol in protocols:
-            if protocol.transport is not None:
-                finish_transport(protocol.transport)
+        for connection in connections:
+            finish_transport(connection.transport)
         self._sockets.close_all()
 
     def detach_after_fork(self) -> None:
@@ -334,12 +401,29 @@ class Connector(aiohttp.TCPConnector):
         self._mark_closed()
 
     def _mark_closed(self) -> None:
-        """Look closed to aiohttp, without closing any connection."""
-        self._closed = True
-        self._conns.clear()
-        self._acquired.clear()
-        self._waiters.clear()
+        """Look closed, without closing any connection."""
+        self.closed = True
+        for pool in self._routes.values():
+            pool.idle.clear()
+        self._connections.clear()
         _run_without_waiting(self._loop_close_hook.aclose())
+
+
+@define(eq=False)
+class _TunnelReply:
+    """The proxy's response to CONNECT: its status and reason, None if there was none."""
+
+    done: asyncio.Future[tuple[int, str] | None]
+
+    def receive(self, parser: ResponseParser) -> None:
+        """The head has arrived; what follows it belongs to nobody."""
+        if not self.done.done():
+            self.done.set_result((parser.status, parser.reason))
+
+    def lost(self, error: BaseException | None) -> None:  # noqa: ARG002 - the reason is of no use to anyone
+        """The proxy has answered something else than HTTP, or nothing."""
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 async def _close_with_loop(connector: ref[Connector]) -> AsyncGenerator[None, None]:

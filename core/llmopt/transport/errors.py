@@ -1,7 +1,7 @@
 """The errors of one attempt and their messages, independent of the HTTP library.
 
 Messages say what happened and what to do. They contain the origin and nothing else of the URL, which may hold
-secrets. A file apart from `exchange`, which imports aiohttp: an httpx transport must work without loading it.
+secrets. A file apart from `exchange`, which imports httptools: an httpx transport must work without loading it.
 
 It makes and completes exceptions: no network, no clock, no shared state. To find the cause of a failed connection it
 may touch the disk, on the event loop: it opens /dev/null to see whether a descriptor is free, and it reads the

@@ -1,281 +1,285 @@
 """One request and its response on one connection of the pool.
 
-It awaits the network: it waits for a connection of the pool, which may have to be opened, writes to it and reads from
-it. An exchange belongs to one event loop and one request; its timeouts are timers of that loop. It shares with all
-exchanges of the loop the connector with its pool, its encoded heads (which hold keys) and its list of exchanges that
-`drain` goes on reading after the caller has left; there is no lock. `close` is called on that loop, or from any thread
-once the loop is closed, and reports the pool's size, which may call the user's listener. `LazyHeaders` may be read in a
-worker thread; a module-level cache keeps 256 names of headers.
+An exchange is driven by callbacks of its event loop: the connection hands it the response, a timer its timeout, and it
+hands on what comes of it, once. No task is involved, so the exchange belongs to no caller, and nobody's cancellation can
+interrupt it; `abort` ends it. `PoolStream` is for callers that read the response while it arrives, and awaits it.
+
+It writes to the connection that it is given, and reads the loop's clock. It belongs to one event loop and one request. It
+shares with all exchanges of the loop the connector with its pool, its timer and its encoded heads, which hold keys; there
+is no lock. Bodies are decompressed in the callbacks, also large ones, which delays other calls on the loop. `close` is
+called on that loop, or from any thread once the loop is closed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Coroutine, Iterator, Mapping
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeVar
 
-import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.streams import EMPTY_PAYLOAD, EofStream
-
-from llmopt.errors import ConnectionLost, LLMOptError
+from llmopt.errors import ConnectionLost, InvalidResponse, LLMOptError
 from llmopt.transport import errors as transport_errors
+from llmopt.transport.body import ContentDecoder
 from llmopt.transport.connector import Connector
-from llmopt.transport.protocol import HttpProtocol, send_request
+from llmopt.transport.http1 import MalformedResponse, ResponseParser, TruncatedResponse
+from llmopt.transport.protocol import HttpProtocol
 from llmopt.transport.request import RequestState, TransportRequest
-from llmopt.transport.stream import ResponseStream
+from llmopt.transport.stream import ResponseStream, new_decoder
+from llmopt.transport.timers import Timeout
 from llmopt.transport.urls import Target
 from llmopt.values.http import HttpResponse
 from llmopt.values.resources import out_of_resources
 
-if TYPE_CHECKING:
-    from aiohttp import StreamReader
-    from aiohttp.connector import Connection
-    from multidict import CIMultiDictProxy
-
-
-def map_aiohttp_exceptions(error: BaseException, state: RequestState) -> LLMOptError | None:
-    """Return llmopt's error for an exception of aiohttp or of the system, None for one that is raised unchanged.
-
-    A cancellation belongs to the caller and is raised unchanged, unless it is how aiohttp reports that the pool was
-    closed. Exceptions of aiohttp must never be chained: they hold the request with its headers.
-    """
-    if isinstance(error, LLMOptError):
-        return transport_errors.add_request_state(error, state)
-    # Before the mapping by type: a closed pool breaks connections in every possible way.
-    if state.pool_closed and _caused_by_close(error):
-        return transport_errors.add_request_state(transport_errors.pool_closed(), state)
-    mapped = _map_resources(error, state) or _map_exception(error, state)
-    return None if mapped is None else transport_errors.add_request_state(mapped, state)
-
-
-def _caused_by_close(error: BaseException) -> bool:
-    """Whether closing the pool can be the cause: an exception, or a cancellation not requested for this task."""
-    if not isinstance(error, asyncio.CancelledError):
-        return isinstance(error, Exception)
-    task = asyncio.current_task()
-    # `Task.cancelling` counts requests to cancel; aiohttp cancels a waiter's future without such a request.
-    return task is not None and not task.cancelling()
-
-
-def _map_resources(error: BaseException, state: RequestState) -> LLMOptError | None:
-    # The exceptions of a failed connection hold the system's error, and are mapped below.
-    if state.connecting and isinstance(error, OSError):
-        return None
-    # asyncio ends a connection for which its protocol found no memory.
-    return out_of_resources(
-        state.connection_error or error, f"the request to {state.origin} could not be completed"
-    )
-
-
-def _map_exception(error: BaseException, state: RequestState) -> LLMOptError | None:
-    # A TimeoutError with a number is the system's: the other machine does not respond.
-    if isinstance(error, TimeoutError) and error.errno is None:
-        return transport_errors.attempt_timeout(state)
-    # SSLCertVerificationError is both: it belongs to the connection errors below.
-    if isinstance(error, ValueError) and not isinstance(error, OSError):
-        return transport_errors.invalid_request(state)
-    return _map_while_connecting(error, state) if state.connecting else _map_after_connect(error, state)
-
-
-def _map_after_connect(error: BaseException, state: RequestState) -> LLMOptError | None:
-    if isinstance(error, HttpProcessingError):
-        return transport_errors.response_malformed(state)
-    if isinstance(error, aiohttp.ClientPayloadError) and state.connection_error is None:
-        return transport_errors.response_truncated(state)
-    # aiohttp raises RuntimeError when it reads from a closed connection.
-    if isinstance(error, (aiohttp.ClientError, OSError, EofStream, RuntimeError)):
-        return transport_errors.connection_lost(state)
-    return None
-
-
-def _map_while_connecting(error: BaseException, state: RequestState) -> LLMOptError | None:
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return transport_errors.proxy_refused(state, error.status, error.message)
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        reason = error.certificate_error
-        return transport_errors.connect_failed(reason if isinstance(reason, OSError) else None, state)
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return transport_errors.connect_failed(error.os_error, state)
-    if isinstance(error, aiohttp.ClientOSError) or not isinstance(error, OSError):
-        from_aiohttp = isinstance(error, (aiohttp.ClientError, HttpProcessingError, RuntimeError))
-        return transport_errors.connect_failed(None, state) if from_aiohttp else None
-    return transport_errors.connect_failed(error, state)
-
-
-class LazyHeaders(Mapping[str, str]):
-    """Response headers with lower-case names and repeated values joined, computed on first use.
-
-    The headers of most successful responses are never looked at.
-
-    Args:
-        raw: the headers as aiohttp's parser returns them.
-    """
-
-    __slots__ = ("_joined", "_raw")
-
-    def __init__(self, raw: CIMultiDictProxy[str]) -> None:
-        self._raw: Final = raw
-        self._joined: dict[str, str] | None = None
-
-    def __getitem__(self, name: str) -> str:
-        return self._all()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._all())
-
-    def __len__(self) -> int:
-        return len(self._all())
-
-    def _all(self) -> dict[str, str]:
-        if self._joined is None:
-            joined: dict[str, str] = {}
-            for name, value in self._raw.items():
-                key = _lower_name(name)
-                if not value.isascii():
-                    # Bytes that are not UTF-8 are lone surrogates here, which cannot be printed or stored.
-                    value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # noqa: PLW2901 - repaired
-                joined[key] = f"{joined[key]}, {value}" if key in joined else value
-            self._joined = joined
-        return self._joined
-
-
-@lru_cache(maxsize=256)
-def _lower_name(name: str) -> str:
-    # A server sends the same names each time; interned strings also compare by identity.
-    return sys.intern(name.lower())
-
-
+OnDone = Callable[[HttpResponse | LLMOptError], None]
 T = TypeVar("T")
 _PROXY_AUTHENTICATION: Final = 407
+_MAX_UNREAD: Final = 256 * 1024
+"""Bytes of a stream that nobody has read yet at which the server is made to wait."""
 
 
-class Exchange(ResponseStream):
-    """One request and its response, from acquiring a connection to releasing or aborting it.
+class Exchange(RequestState):
+    """One request, and its whole response; see `ConnectionPool.try_send`.
 
-    It must be closed on every path with `close`, which is synchronous so that no cancellation can interrupt it.
+    Args:
+        connector: the connections of the running loop.
+        target: where the request goes.
+        request: the request.
+        on_done: called with the response or the error, from a callback of the loop.
+        on_part: called with each part of the response instead; None for the whole response.
+
+    Attributes:
+        connection: the connection that it uses, None before and afterwards.
+
+    Raises:
+        ConfigError: the request cannot be sent.
     """
 
-    def __init__(self, connector: Connector, target: Target, request: TransportRequest) -> None:
-        super().__init__(RequestState(request, target.origin, target.proxy))
+    def __init__(
+        self,
+        connector: Connector,
+        target: Target,
+        request: TransportRequest,
+        on_done: OnDone,
+        on_part: Callable[[ResponseParser], None] | None = None,
+    ) -> None:
+        super().__init__(request, target.route.origin, target.route.proxy)
         self._connector: Final = connector
         self._target: Final = target
-        self._connection: Connection | None = None
-        self._protocol: HttpProtocol | None = None
-        self._upload: asyncio.Task[None] | None = None
-        self._payload: StreamReader | bytes = EMPTY_PAYLOAD
-        self._complete = False
+        self._on_done: Final = on_done
+        self._on_part: Final = on_part
+        self.connection: HttpProtocol | None = None
+        self._decoder: ContentDecoder | None = None
+        self._body: list[bytes] = []
+        writes = None
+        # The error is raised below, without this exception, which may hold the header.
+        with suppress(ValueError):
+            writes = connector.head_cache.writes(target, request)
+        if writes is None:
+            raise transport_errors.add_request_state(transport_errors.invalid_request(self), self)
+        self._writes: Final = writes
+        self._deadline = None if request.timeout is None else connector.loop.time() + request.timeout
 
-    async def open(self, *, buffered: bool = False) -> None:
-        """Send the request and read the head of the response; ``buffered`` allows the fast path for a whole body."""
-        state, request, connector = self.state, self.state.request, self._connector
-        self._connection = connection = await connector.acquire(state, self._target)
-        self._protocol = protocol = cast("HttpProtocol", connection.protocol)
-        state.reused = protocol.served > 0
-        protocol.start_request(state, buffered=buffered)
-        state.phase = "send"
-        # The head is not given a name: it holds the API key, and tracebacks can show local variables.
-        self._upload = send_request(
-            protocol, connector.head_cache.get(self._target, request), request.body, connector.loop
+    def take(self) -> HttpProtocol | None:
+        """Return an idle connection that is usable now, None if there is none."""
+        return self._connector.take(self._target.route)
+
+    async def acquire(self) -> HttpProtocol:
+        """Wait for a connection, within the timeout of the attempt; raises llmopt's error."""
+        try:
+            with Timeout(self._connector.timeouts, self._deadline):
+                return await self._connector.acquire(self._target.route, self)
+        except BaseException as error:
+            failure = self._map_while_connecting(error)
+            if failure is None:
+                raise
+        # Outside the except clause, so that no other exception becomes its context.
+        raise failure
+
+    def start(self, connection: HttpProtocol) -> None:
+        """Send the request over a connection, which this releases at the end."""
+        self.connection = connection
+        self.reused = connection.served > 0
+        self.phase = "wait"
+        if self._deadline is not None:
+            self._connector.timeouts.add(self, self._deadline)
+        max_whole = 0 if self._on_part is not None else self.request.max_body
+        connection.send(self, self.request.method, *self._writes, max_whole)
+
+    def limit(self, seconds: float | None) -> None:
+        """Replace the timeout by one that begins now, or by none."""
+        self._connector.timeouts.remove(self)
+        if seconds is not None and self.connection is not None:
+            self._connector.timeouts.add(self, self._connector.loop.time() + seconds)
+
+    def abort(self) -> None:
+        """Close the connection, unless the exchange has ended; ``on_done`` is not called any more."""
+        self.end(keep=False)
+
+    def expire(self) -> None:
+        """The timeout of the attempt is over."""
+        if self._connector.timeouts.remove(self):
+            self.fail(transport_errors.attempt_timeout(self))
+
+    def receive(self, parser: ResponseParser) -> None:
+        """More of the response has arrived."""
+        if self.status is None:
+            self.status, self.phase = parser.status, "read"
+            forwarded = self.proxy is not None and not self._target.route.tunnelled
+            if forwarded and self.status == _PROXY_AUTHENTICATION:
+                self.fail(transport_errors.proxy_refused(self, self.status, parser.reason))
+                return
+        if self._on_part is not None:
+            self._on_part(parser)
+            return
+        body, parser.body = parser.body, None
+        if body is not None:
+            self._succeed(parser, body, keep=parser.keep_alive)
+        elif parser.buffer is None:
+            self._decode(parser)
+
+    def lost(self, error: BaseException | None) -> None:
+        """The connection broke, or what arrived is no HTTP."""
+        if self.connection is not None:
+            self.response_started = self.connection.response_started
+        self.fail(self._map_lost(error))
+
+    def fail(self, error: LLMOptError) -> None:
+        """End with an error."""
+        if self.end(keep=False):
+            if isinstance(error, ConnectionLost) and error.stale:
+                # The server has closed its kept connections; a retry must not meet the next of them.
+                self._connector.close_idle(self._target.route)
+            self._on_done(transport_errors.add_request_state(error, self))
+
+    def _decode(self, parser: ResponseParser) -> None:
+        """Take a part of a body that is compressed, in chunks, an error's, or of unknown length."""
+        try:
+            decoder = self._decoder = self._decoder or new_decoder(
+                parser.status, parser.headers, self.request
+            )
+            if data := parser.take():
+                self._body.append(decoder.decode(data))
+            if parser.complete:
+                decoder.finish()
+        except InvalidResponse as error:
+            failure: LLMOptError = error.with_traceback(None)
+        else:
+            if parser.complete or decoder.stopped:
+                # What stopped the decoder may have been damaged on the way.
+                keep = parser.keep_alive and not decoder.stopped
+                self._succeed(parser, b"".join(self._body), keep=keep, size=decoder.compressed_size)
+            return
+        self.fail(failure)
+
+    def _succeed(self, parser: ResponseParser, body: bytes, *, keep: bool, size: int | None = None) -> None:
+        if parser.complete:
+            self.phase = "done"
+        headers, status = parser.headers, parser.status
+        self.end(keep=keep)
+        self._on_done(
+            HttpResponse(status=status, headers=headers, body=body, info=self.info(compressed_size=size))
         )
-        state.phase = "wait"
-        message, self._payload = await protocol.read_head()
-        state.phase = "read"
-        self.status = state.status = message.code
-        self.headers = LazyHeaders(message.headers)
-        if self.status == _PROXY_AUTHENTICATION and state.proxy is not None and not self._target.tunnelled:
-            raise transport_errors.proxy_refused(state, self.status, message.reason)
 
-    async def fetch_head(self) -> None:
-        """`open` within the timeout of the attempt."""
-        with self._connector.timeouts.timeout(self.state.request.timeout):
-            await self.open()
-        self.info = self.state.info()
+    def end(self, *, keep: bool) -> bool:
+        """Give the connection back, to be kept or closed; whether there was one."""
+        connection, self.connection = self.connection, None
+        if connection is None:
+            return False
+        self._connector.timeouts.remove(self)
+        # A server may answer before it has read the whole request; the rest of it would precede the next request.
+        self._connector.release(connection, keep=keep and not connection.has_unsent_data)
+        return True
 
-    async def fetch(self) -> HttpResponse:
-        """Send the request and return the whole response, within the timeout. The caller calls `fail` on an error."""
-        with self._connector.timeouts.timeout(self.state.request.timeout):
-            await self.open(buffered=True)
-            body = self._payload
-            if isinstance(body, bytes):
-                self._complete = True
-            else:
-                body = await self.read_body()
-        self.close()
-        return HttpResponse(
-            status=self.status,
-            headers=self.headers,
-            body=body,
-            info=self.state.info(compressed_size=self.compressed_size),
-        )
+    def _map_while_connecting(self, error: BaseException) -> LLMOptError | None:
+        """Return llmopt's error, None for an exception that is raised unchanged, as a cancellation is."""
+        if self._connector.closed and isinstance(error, Exception):
+            # Before the mapping by type: a closed pool breaks connections in every possible way.
+            failure: LLMOptError | None = transport_errors.pool_closed()
+        elif isinstance(error, LLMOptError):
+            failure = error
+        # A TimeoutError with a number is the system's: the other machine does not respond.
+        elif isinstance(error, TimeoutError) and error.errno is None:
+            failure = transport_errors.attempt_timeout(self)
+        # uvloop raises RuntimeError for a socket that it cannot use.
+        elif isinstance(error, (OSError, RuntimeError)):
+            failure = transport_errors.connect_failed(error if isinstance(error, OSError) else None, self)
+        else:
+            failure = out_of_resources(error, f"the request to {self.origin} could not be completed")
+        return failure and transport_errors.add_request_state(failure, self)
+
+    def _map_lost(self, error: BaseException | None) -> LLMOptError:
+        if self._connector.closed:
+            return transport_errors.pool_closed()
+        if isinstance(error, MalformedResponse):
+            return transport_errors.response_malformed(self)
+        if isinstance(error, TruncatedResponse):
+            return transport_errors.response_truncated(self)
+        self.connection_error = error
+        lacking = None
+        if error is not None:
+            # asyncio ends a connection for which its protocol found no memory.
+            lacking = out_of_resources(error, f"the request to {self.origin} could not be completed")
+        return lacking or transport_errors.connection_lost(self)
+
+
+class PoolStream(ResponseStream):
+    """The response of the pool as a stream, which collects what nobody has read yet."""
+
+    def __init__(self, connector: Connector, target: Target, request: TransportRequest) -> None:
+        self._exchange: Final = Exchange(connector, target, request, self._set_error, self._receive)
+        super().__init__(self._exchange)
+        self._loop: Final = connector.loop
+        self._error: LLMOptError | None = None
+        self._ended = False
+        self._discarding = False
+        self._unread: Final[list[bytes]] = []
+        self._unread_size = 0
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def open(self) -> None:
+        """Send the request and wait for the head of the response, within the timeout of the attempt."""
+        self._exchange.start(self._exchange.take() or await self._exchange.acquire())
+        while not self.status:
+            await self.run_step(self._wait())
+        self.info = self._exchange.info()
 
     async def read_raw(self) -> bytes:
         """Return the next bytes of the body as received, b"" at its end."""
-        data = await self._stream.readany()
-        if not data:
-            self._complete = True
-        return data
-
-    @property
-    def _stream(self) -> StreamReader:
-        return cast("StreamReader", self._payload)
+        while not self._unread and not self._ended:
+            await self._wait()
+        return self._take()
 
     async def read(self) -> bytes:
-        """Return the next bytes of the body, decoded; b"" at its end, which releases the connection.
+        """Return the next bytes of the body, decoded; b"" at its end.
 
         The same as `run_step` around `read_decoded`, with fewer coroutines for each of a stream's many chunks.
         """
-        decoder = self._decoder = self._decoder or self._new_decoder()
         try:
+            decoder = self._decoder = self._decoder or self._new_decoder()
             if decoder.passthrough:
-                data = await self._stream.readany()
+                data = await self.read_raw()
                 decoder.count(data)
-                self._complete = not data
             else:
                 data = await self.read_decoded()
         except BaseException as error:
-            failure = self.fail(error)
-            if failure is None:
-                raise
-        else:
-            if not data:
-                self.close()
-            return data
-        raise failure
+            self._close_after(error)
+            raise
+        if not data:
+            self.close()
+        return data
 
     async def run_step(self, step: Coroutine[Any, Any, T]) -> T:
-        """Await a step of this exchange; if it fails, close the exchange and raise llmopt's error for it."""
+        """Await a step; if it fails, close the stream."""
         try:
             return await step
         except BaseException as error:
-            failure = self.fail(error)
-            if failure is None:
-                raise
-        # Outside the except clause, so that aiohttp's exception, which holds the headers, does not become its context.
-        raise failure
+            self._close_after(error)
+            raise
 
     def close(self) -> None:
-        """Release the connection if the whole response was read without error, else abort it."""
-        connection, self._connection = self._connection, None
-        protocol, upload = self._protocol, self._upload
-        if connection is None or protocol is None:
-            return
-        # A server may answer before it has read the whole request; the rest of it would precede the next
-        # request.
-        if self._complete and not protocol.has_unsent_data and (upload is None or upload.done()):
-            self.state.phase = "done"
-            protocol.served += 1
-            connection.release()
-            return
-        if not self._connector.closed:
-            if upload is not None:
-                upload.cancel()
-            # Not close: that waits until the peer has read all data that is still to be sent.
-            protocol.abort()
-        connection.close()
-        self._connector.report_size()
+        """Stop reading. The connection is closed, unless the response has ended."""
+        # A reader in another task gets the error.
+        self._exchange.fail(transport_errors.connection_lost(self._exchange))
 
     def drain(self, seconds: float) -> None:
         """Discard the rest of the response and close at its end, after ``seconds`` at the latest.
@@ -283,46 +287,53 @@ class Exchange(ResponseStream):
         Most servers end a stream a moment after its last event. The reader of that event need not wait for the
         end, and the connection can still be reused.
         """
-        # The end is often in the buffer already, together with the last event; then no timer is needed.
-        if self._stream.is_eof():
-            self._complete = True
-            self.close()
-        if self._connection is None:
-            return
-        loop, draining = self._connector.loop, self._connector.draining
-        draining.add(self.close)
+        self._discarding = True
+        self._take()
+        self._exchange.limit(seconds)
 
-        def finish(*, complete: bool) -> None:
-            timer.cancel()
-            draining.discard(self.close)
-            self._complete = self._complete or complete
-            self.close()
+    def _receive(self, parser: ResponseParser) -> None:
+        if not self.status:
+            self.status, self.headers = parser.status, parser.headers
+            # What follows has no timeout of its own.
+            self._exchange.limit(None)
+        data = parser.take()
+        if data and not self._discarding:
+            self._unread.append(data)
+            self._unread_size += len(data)
+        if parser.complete:
+            self._ended = True
+            self._exchange.end(keep=parser.keep_alive)
+        elif self._unread_size > _MAX_UNREAD and self._exchange.connection is not None:
+            self._exchange.connection.transport.pause_reading()
+        self._wake()
 
-        def at_end() -> None:
-            # Later: the parser calls this, and releasing a connection asks the parser for its state.
-            loop.call_soon(partial(finish, complete=True))
+    def _set_error(self, error: object) -> None:
+        self._error = error if isinstance(error, LLMOptError) else None
+        self._wake()
 
-        timer = loop.call_later(seconds, partial(finish, complete=False))
-        self._stream.on_eof(at_end)
+    async def _wait(self) -> None:
+        """Wait until something has arrived; what arrived before an error is read first."""
+        if self._error is None:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        if self._error is not None and not self._unread:
+            raise self._error
 
-    def fail(self, error: BaseException) -> LLMOptError | None:
-        """Close after an error, and return llmopt's error for it, None for one that is raised unchanged."""
-        self._complete = False
-        state, protocol = self.state, self._protocol
-        if protocol is not None:
-            state.response_started, state.connection_error = protocol.response_started, protocol.lost_error
-        state.pool_closed = self._connector.closed
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _take(self) -> bytes:
+        unread = self._unread
+        data = unread[0] if len(unread) == 1 else b"".join(unread)
+        unread.clear()
+        if self._unread_size > _MAX_UNREAD and self._exchange.connection is not None:
+            self._exchange.connection.transport.resume_reading()
+        self._unread_size = 0
+        return data
+
+    def _close_after(self, error: BaseException) -> None:
         self.close()
-        mapped = map_aiohttp_exceptions(error, state)
-        if isinstance(mapped, ConnectionLost) and mapped.stale:
-            # The server has closed its kept connections; a retry must not meet the next of them.
-            self._connector.close_idle(self._connector.connection_key(self._target))
-        return mapped
-
-    def _length_limited(self, max_body: int) -> bool:
-        declared = self.headers.get("content-length", "")
-        if not declared.isdecimal() or int(declared) > max_body:
-            return False
-        # The parser limits the body to this length, so the socket need not be paused either.
-        self._stream.set_read_chunk_size(int(declared) + 1)
-        return True
+        if isinstance(error, LLMOptError):
+            transport_errors.add_request_state(error, self.state)

@@ -1,6 +1,6 @@
-"""The connection pool, over aiohttp: one connector per event loop, safe for threads and for fork.
+"""The connection pool: one connector per event loop, safe for threads and for fork.
 
-The engine imports this file at the first request of the default transport, and aiohttp with it.
+The engine imports this file at the first request of the default transport, and httptools with it.
 
 The network is accessed by the connectors and awaited; nothing is opened before the first request. Event loops in
 several threads share the pool, without a lock: each has a connector of its own, kept in a dict by loop, and all share
@@ -16,15 +16,17 @@ from __future__ import annotations
 import asyncio
 import os
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from attrs import evolve, frozen
 
 from llmopt._platform import register_at_fork
+from llmopt.errors import ConfigError, LLMOptError
 from llmopt.transport import errors as transport_errors
 from llmopt.transport.connector import Connector, PoolTrace
-from llmopt.transport.exchange import Exchange
+from llmopt.transport.exchange import Exchange, OnDone, PoolStream
 from llmopt.transport.request import TransportRequest
 from llmopt.transport.stream import ResponseStream
 from llmopt.transport.urls import Targets
@@ -53,6 +55,9 @@ class PoolStats:
     idle: int = 0
     waiting: int = 0
     peak: int = 0
+
+
+Sending = Exchange
 
 
 class ConnectionPool:
@@ -103,29 +108,51 @@ class ConnectionPool:
                 ``max_body`` ("too_large"), or cannot be decompressed ("decompression").
             ClientClosed: the pool was closed.
         """
-        exchange = self.new_exchange(request)
+        target = self._targets.get(request.url)
+        connector = self._connector()
+        done: asyncio.Future[HttpResponse] = connector.loop.create_future()
+        exchange = Exchange(connector, target, request, partial(_set_outcome, done))
+        exchange.start(exchange.take() or await exchange.acquire())
         try:
-            return await exchange.fetch()
-        except BaseException as error:
-            failure = exchange.fail(error)
-            if failure is None:
-                raise
-        # Like `Exchange.run_step`, without its extra coroutine.
-        raise failure
+            return await done
+        except BaseException:
+            exchange.abort()
+            raise
+
+    def try_send(self, request: TransportRequest, on_done: OnDone) -> Sending | None:
+        """Send a request over an idle connection, if there is one now; nothing is awaited.
+
+        Args:
+            request: the request; its ``timeout`` applies.
+            on_done: called once with the response or the error, those of `send`, later and from a callback of the loop.
+
+        Returns:
+            The request, for its ``abort``; None if nothing was sent, because no connection of the running loop is idle and
+            usable, or because `send` would raise an error at once.
+        """
+        connector = self._connectors.get(asyncio.get_running_loop())
+        if connector is None or self._pid != os.getpid():
+            return None
+        try:
+            target = self._targets.get(request.url)
+            exchange = Exchange(connector, target, request, on_done)
+        except ConfigError:
+            return None
+        connection = exchange.take()
+        if connection is None:
+            return None
+        exchange.start(connection)
+        return exchange
 
     async def open(self, request: TransportRequest) -> ResponseStream:
         """Send a request and return the response as a stream; ``timeout`` covers everything up to the head.
 
         Raises like `send`, also while reading. The caller must close the stream.
         """
-        exchange = self.new_exchange(request)
-        await exchange.run_step(exchange.fetch_head())
-        return exchange
-
-    def new_exchange(self, request: TransportRequest) -> Exchange:
-        """Create an exchange on the running event loop; call its steps through `Exchange.run_step`."""
         target = self._targets.get(request.url)
-        return Exchange(self._connector(), target, request)
+        stream = PoolStream(self._connector(), target, request)
+        await stream.open()
+        return stream
 
     async def aclose(self) -> None:
         """Abort running requests and close all connections. Later requests raise `ClientClosed`."""
@@ -213,6 +240,16 @@ class ConnectionPool:
             warn(f"unclosed {self!r}; await its aclose()", ResourceWarning, source=self)
         for loop, connector in unclosed.items():
             _close_from_outside(loop, connector)
+
+
+def _set_outcome(done: asyncio.Future[HttpResponse], outcome: HttpResponse | LLMOptError) -> None:
+    # The caller may have been cancelled just now.
+    if done.done():
+        return
+    if isinstance(outcome, LLMOptError):
+        done.set_exception(outcome)
+    else:
+        done.set_result(outcome)
 
 
 # Weak, so that this registry keeps no forgotten pool alive.

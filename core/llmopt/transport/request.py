@@ -80,7 +80,6 @@ class RequestState:
         connection_error: the error that the connection was lost with, None for a clean end.
         status: status of the response, None before its head was read.
         queued_s: seconds spent waiting for a pooled connection.
-        pool_closed: whether the pool was closed during the attempt.
     """
 
     request: Final[TransportRequest]
@@ -92,7 +91,6 @@ class RequestState:
     connection_error: BaseException | None = None
     status: int | None = None
     queued_s: float = 0.0
-    pool_closed: bool = False
 
     @property
     def connecting(self) -> bool:

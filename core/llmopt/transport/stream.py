@@ -86,14 +86,9 @@ class ResponseStream:
 
     async def read_body(self) -> bytes:
         """Return the whole body, decoded."""
-        decoder = self._decoder = self._new_decoder()
-        read = (
-            self.read_raw
-            if decoder.passthrough and self._length_limited(decoder.max_body)
-            else self.read_decoded
-        )
+        self._decoder = self._new_decoder()
         chunks = []
-        while chunk := await read():
+        while chunk := await self.read_decoded():
             chunks.append(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -110,13 +105,13 @@ class ResponseStream:
             return None
         return decoder.compressed_size, decoder.decoded_size
 
-    def _length_limited(self, max_body: int) -> bool:  # noqa: ARG002 - for subclasses
-        """Whether the body cannot exceed ``max_body`` for another reason, so that its bytes need not be counted."""
-        return False
-
     def _new_decoder(self) -> ContentDecoder:
-        encoding, request = self.headers.get("content-encoding"), self.state.request
-        return ContentDecoder(encoding, request.max_body, truncate=self.status not in _SUCCESS)
+        return new_decoder(self.status, self.headers, self.state.request)
+
+
+def new_decoder(status: int, headers: Mapping[str, str], request: TransportRequest) -> ContentDecoder:
+    """Return the decoder for the body of a response: that of an error may be cut or damaged."""
+    return ContentDecoder(headers.get("content-encoding"), request.max_body, truncate=status not in _SUCCESS)
 
 
 class RequestSender(Protocol):

@@ -15,9 +15,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from attrs import define, field
+
+
+class Expiring(Protocol):
+    """What can take too long."""
+
+    def expire(self) -> None:
+        """Called when its time is up, unless `TimeoutScheduler.remove` says that it has ended."""
 
 
 class TimeoutScheduler:
@@ -31,24 +38,24 @@ class TimeoutScheduler:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop: Final = loop
-        self._due: Final[dict[Timeout, float]] = {}
+        self._due: Final[dict[Expiring, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
 
     def timeout(self, seconds: float | None) -> Timeout:
         """A context manager like `asyncio.timeout`: raises `TimeoutError` after ``seconds``, None for no limit."""
-        return Timeout(self, seconds)
+        return Timeout(self, None if seconds is None else self._loop.time() + seconds)
 
-    def add(self, timeout: Timeout, seconds: float) -> None:
-        """Start a timeout now."""
-        at = self._due[timeout] = self._loop.time() + seconds
+    def add(self, timeout: Expiring, at: float) -> None:
+        """Start a timeout, which ends at a time of the loop's clock."""
+        self._due[timeout] = at
         # Only ever moved to an earlier time, and kept when no timeout is left: a timer that fires too early costs one
         # look at the deadlines.
         if at < self._timer_at:
             self._schedule(at)
 
-    def remove(self, timeout: Timeout) -> bool:
-        """Forget a timeout, whose block has ended or is about to; whether it was there."""
+    def remove(self, timeout: Expiring) -> bool:
+        """Forget a timeout: what it was for has ended, or is about to; whether it was there."""
         return self._due.pop(timeout, None) is not None
 
     def close(self) -> None:
@@ -75,27 +82,27 @@ class TimeoutScheduler:
 # Without a repr: that of the task shows the exception that it has ended with, which may quote a request.
 @define(eq=False, repr=False)
 class Timeout:
-    """The timeout of one ``with`` block."""
+    """The timeout of one ``with`` block, which ends at a time of the loop's clock."""
 
     _scheduler: TimeoutScheduler
-    _seconds: float | None
+    _at: float | None
     _expired: bool = field(init=False, default=False)
     _task: asyncio.Task[object] = field(init=False)
     _cancelling_before: int = field(init=False)
 
     def __enter__(self) -> Self:
-        if self._seconds is not None:
+        if self._at is not None:
             task = asyncio.current_task()
             if task is None:
                 raise RuntimeError("llmopt must be called from a task of asyncio")
             self._task = task
             # As in asyncio.timeout: a cancellation with another cause must not be swallowed.
             self._cancelling_before = task.cancelling()
-            self._scheduler.add(self, self._seconds)
+            self._scheduler.add(self, self._at)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if self._seconds is None:
+        if self._at is None:
             return
         if not self._expired:
             self._scheduler.remove(self)

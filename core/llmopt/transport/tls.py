@@ -52,6 +52,18 @@ def tls_context(endpoint: Endpoint) -> ssl.SSLContext | None:
     raise ConfigError(f"{join_path(endpoint.path, made.key)}{variable}: the file {str(path)!a} {made.words}.")
 
 
+def default_context() -> ssl.SSLContext:
+    """Return the usual context, with the system's authorities; one for all, because loading those takes milliseconds.
+
+    Raises:
+        ConfigError: the file that SSL_CERT_FILE names cannot be used.
+    """
+    made = _make_context(None, None, None, ())
+    if isinstance(made, ssl.SSLContext):
+        return made
+    raise ConfigError("the certificate authorities of the system cannot be read; check SSL_CERT_FILE.")
+
+
 class _Problem(NamedTuple):
     """What is wrong with the file that a key names. Returned, not raised: a traceback would show the content."""
 
@@ -110,7 +122,7 @@ def _make_context(
     if ca_file is not None:
         # Since Python 3.13 an intermediate authority, or the server's own certificate, may be named alone; here always.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    # The same as aiohttp's own context: this client speaks HTTP/1.1 only.
+    # A server that could choose HTTP/2 would speak it.
     context.set_alpn_protocols(["http/1.1"])
     if client_cert is None:
         return context

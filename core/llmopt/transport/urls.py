@@ -17,10 +17,10 @@ from typing import Final
 from urllib.parse import unquote
 
 from attrs import field, frozen
-from yarl import URL
 
 from llmopt.config.urls import DEFAULT_PORTS, InvalidUrl, origin_of, parse_url
 from llmopt.errors import ConfigError
+from llmopt.values.secret import HiddenStr
 
 
 def request_origin(url: str) -> str:
@@ -128,23 +128,44 @@ def _basic(userinfo: str) -> str:
 _MAX_TARGETS: Final = 1024
 
 
-# Compared by identity: targets are keys of caches on the path of every request.
+# Compared by identity: routes and targets are keys of caches on the path of every request.
 @frozen(kw_only=True, eq=False)
-class Target:
-    """Where a request goes: the URL as aiohttp needs it, the same as it is sent, its origin as text, and the proxy."""
+class Route:
+    """Where connections go: all requests to one origin share them.
 
-    # Its query may hold a key.
-    url: URL = field(repr=False)
-    # With its escapes as they were written, where ``url`` has ":" for "%3A": a signature covers them.
-    written: URL = field(repr=False)
+    Attributes:
+        origin: as text.
+        authority: host and port as the ``host`` header names them.
+        host: name or address, without brackets.
+        port: of the host.
+        encrypted: whether the scheme is https.
+        proxy: the proxy in between, None for a direct connection.
+    """
+
     origin: str
+    authority: str
+    host: str
+    port: int
+    encrypted: bool
     proxy: Proxy | None = None
-    proxy_url: URL | None = None
 
     @property
     def tunnelled(self) -> bool:
         """Whether the proxy only forwards bytes (CONNECT), as for https."""
-        return self.proxy is not None and self.url.scheme == "https"
+        return self.proxy is not None and self.encrypted
+
+
+@frozen(kw_only=True, eq=False)
+class Target:
+    """Where a request goes: its route, and the URL as the first line of the request has it.
+
+    That is the path with the query, or for a proxy that forwards requests the whole URL (RFC 9112, 3.2), with its escapes
+    as they were written: a signature covers them.
+    """
+
+    route: Route
+    # Its query may hold a key.
+    written: str = field(repr=False)
 
 
 class Targets:
@@ -155,24 +176,29 @@ class Targets:
     """
 
     def __init__(self) -> None:
-        self._proxies: Final[dict[str, Proxy | None]] = {}
+        self._routes: Final[dict[str, Route]] = {}
         # Bounded: a path or query may change with every call (Azure's deployments, a cursor).
         self.get: Final = lru_cache(_MAX_TARGETS)(self._make)
 
     def _make(self, url: str) -> Target:
         origin = request_origin(url)
-        if origin not in self._proxies:
-            self._proxies[origin] = proxy_for(origin)
-        try:
-            proxy = self._proxies[origin]
-            proxy_url = None if proxy is None else URL(proxy.url)
-            # Neither URL is given a name: a query may hold a key, and tracebacks can show local variables.
-            return Target(
-                url=URL(url),
-                written=URL(url, encoded=True),
-                origin=origin,
-                proxy=proxy,
-                proxy_url=proxy_url,
-            )
-        except ValueError:
-            raise ConfigError(f"the URL of the request to {origin} cannot be used.") from None
+        route = self._routes.get(origin)
+        if route is None:
+            route = self._routes[origin] = _route(origin)
+        # A query may hold a key, and tracebacks can show local variables.
+        path = HiddenStr(parse_url(url).rest.partition("#")[0].removesuffix("?"))
+        path = HiddenStr(path if path.startswith("/") else f"/{path}")
+        forwarded = route.proxy is not None and not route.tunnelled
+        return Target(route=route, written=HiddenStr(f"{origin}{path}") if forwarded else path)
+
+
+def _route(origin: str) -> Route:
+    url = parse_url(origin)
+    return Route(
+        origin=origin,
+        authority=origin.partition("://")[2],
+        host=url.host,
+        port=url.port or DEFAULT_PORTS[url.scheme],
+        encrypted=url.encrypted,
+        proxy=proxy_for(origin),
+    )
