@@ -15,6 +15,7 @@ from llmopt.policies.clock import Clock
 from tests.support.configuration import provider_config
 from tests.support.faults import FaultServer, answer_openai, faults_of, vector_for
 from tests.support.faults.fault import Fault
+from tests.support.scale import nightly_only
 from tests.support.simulated import run_fault
 
 KEY = "canary-key-58d1"
@@ -51,9 +52,14 @@ def shown(error: BaseException) -> str:
     return "\n".join([repr(error), *traceback.format_exception(error)])
 
 
+WAYS = [pytest.param(True, id="lane"), pytest.param(False, id="no lane", marks=nightly_only)]
+"""The second call of each test runs in the lane, or without it; nothing that is seen may differ."""
+
+
+@pytest.mark.parametrize("lane", WAYS)
 @pytest.mark.parametrize("fault", EMBEDDINGS, ids=str)
 def test_one_attempt_returns_correct_rows_or_one_clear_error(
-    fault: Fault, caplog: pytest.LogCaptureFixture
+    fault: Fault, lane: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Never a shifted row, never another kind of exception, never the key or a text in what is shown."""
 
@@ -61,7 +67,7 @@ def test_one_attempt_returns_correct_rows_or_one_clear_error(
         caplog.set_level(logging.DEBUG)
         async with (
             FaultServer(sleep=clock.sleep, clock=clock.now) as server,
-            llmopt.AsyncClient(config(server), clock=clock, flags={"retry": False}) as client,
+            llmopt.AsyncClient(config(server), clock=clock, flags={"retry": False, "lane": lane}) as client,
         ):
             server.default(answer_openai)
             # What the model's vectors look like is known from an earlier call.
@@ -92,14 +98,17 @@ VETOED = {"408, x-should-retry false", "409, x-should-retry false"}
 RETRIED = [fault for fault in EMBEDDINGS if fault.row not in WAITS and fault.name not in VETOED]
 
 
+@pytest.mark.parametrize("lane", WAYS)
 @pytest.mark.parametrize("fault", RETRIED, ids=str)
-def test_retries_hide_a_transient_fault_or_end_in_one_clear_error(fault: Fault) -> None:
+def test_retries_hide_a_transient_fault_or_end_in_one_clear_error(fault: Fault, lane: bool) -> None:
     """What may be retried comes right; what may not is sent once."""
 
     async def main(clock: Clock) -> None:
         async with (
             FaultServer(sleep=clock.sleep, clock=clock.now) as server,
-            llmopt.AsyncClient(config(server, retry_delay=0.001), clock=clock) as client,
+            llmopt.AsyncClient(
+                config(server, retry_delay=0.001), clock=clock, flags={"lane": lane}
+            ) as client,
         ):
             server.default(answer_openai)
             await client.embed("server/model", TEXTS)
