@@ -43,11 +43,11 @@ if TYPE_CHECKING:
     import httpx
 
     from llmopt.shared.sharing import Sharing
+    from llmopt.transport.exchange import OnDone
     from llmopt.transport.request import TransportRequest
     from llmopt.transport.stream import RequestSender, ResponseStream
     from llmopt.values.http import HttpResponse
 
-OnDone = Callable[["HttpResponse | LLMOptError"], None]
 LACKS_MODEL: Final = (NotFound, PermissionDenied)
 """Errors of an endpoint that does not serve a model; its other models, and other endpoints, may be served."""
 
@@ -156,11 +156,11 @@ class LiveEndpoint:
 
     def try_send(self, request: TransportRequest, on_done: OnDone) -> Any:
         """As `ConnectionPool.try_send`; None also where the request may have to be sent twice, or signed in a thread."""
-        try_send = getattr(self.transport, "try_send", None)
+        try_send: Any = getattr(self.transport, "try_send", None)
         large = len(request.body or b"") > MAX_BYTES_ON_LOOP
         if try_send is None or request.uncompressed_body is not None or (self._signer and large):
             return None
-        return try_send(request if self._signer is None else self._signer(request), on_done)
+        return try_send(self._signer(request) if self._signer else request, on_done)
 
     async def send(self, request: TransportRequest) -> HttpResponse:
         """As `RequestSender.send`, signed where the plugin does that, and again if a compressed body is refused."""

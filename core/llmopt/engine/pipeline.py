@@ -66,7 +66,7 @@ class LaneAttempt(Generic[T]):
     admission: Admission
     blocked: Wait | None = None
     scope: AttemptScope | None = None
-    sending: Any = None
+    sending: Any = None  # a `Sending` of the connection pool
     response: HttpResponse | None = None
     succeeded: bool = False
     value: T = field(init=False)
@@ -227,6 +227,7 @@ class Pipeline(Generic[T]):
                 except ProviderError as error:
                     if not await self._can_be_changed(scope, error):
                         raise
+                steps.release()
                 attempt = LaneAttempt(steps, steps.admit(number))
         finally:
             steps.release()

@@ -167,7 +167,7 @@ class SharedCall(Generic[R]):
         self._result = result
         self._calls.discard(self)
         self._group.remove(self, self._names)
-        if self._first is not None:
+        if self._first is not None and not self._first.over:
             # A task that was cancelled before its first step has not begun to clean up.
             self._first.end(CANCELLED)
         for waiter in self._waiters:

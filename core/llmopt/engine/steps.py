@@ -185,7 +185,6 @@ class RequestSteps(RequestRecorder, Generic[T]):
         self.attempt = number
         request = self.request
         while True:
-            self.release()
             self._should_retry, self._new_credential = None, False
             if request.deadline.expired():
                 raise deadline_error("before it was sent", "queue")
@@ -213,6 +212,7 @@ class RequestSteps(RequestRecorder, Generic[T]):
                 # A circuit opened while this request was waiting: nothing was sent, so choose again.
                 lease.refund()
             scope.reply_lease.refund()
+            self.release()
 
     def release(self) -> None:
         """The attempt is over: release what it still holds."""
