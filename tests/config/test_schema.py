@@ -37,6 +37,7 @@ def test_every_key_of_an_entry_is_read() -> None:
         max_concurrency=8,
         pool_size=9,
         keepalive=0,
+        transport="httpx",
         compress_requests=True,
         max_event_bytes=1 << 20,
         cache_ttl=0,
@@ -60,6 +61,7 @@ def test_every_key_of_an_entry_is_read() -> None:
         max_concurrency=8,
         pool_size=9,
         keepalive=0.0,
+        transport="httpx",
         compress_requests=True,
         max_event_bytes=1 << 20,
         cache_ttl=0.0,
@@ -69,6 +71,23 @@ def test_every_key_of_an_entry_is_read() -> None:
         options={"deployment": "d"},
     )
     assert isinstance(result.rpm, float)
+
+
+def test_the_transport_of_the_configuration_is_that_of_entries_without_one() -> None:
+    """Also of entries that are not configured."""
+    config = load({"transport": "httpx", "providers": {"acme": {}, "other": {"transport": "pool"}}})
+    assert [config.entry(name).transport for name in ("acme", "other", "absent")] == [
+        "httpx",
+        "pool",
+        "httpx",
+    ]
+    assert load({}).entry("acme").transport is None
+
+
+@pytest.mark.parametrize("value", ["requests", "", 1, ["httpx"], True])
+def test_an_unknown_transport_is_refused(value: object) -> None:
+    assert '"pool" or "httpx"' in fault(lambda: load({"transport": value}))
+    assert '"pool" or "httpx"' in entry_fault(transport=value)
 
 
 def test_none_is_the_same_as_an_absent_key() -> None:
@@ -108,7 +127,7 @@ def test_the_error_of_a_misspelled_key_has_its_path_and_a_suggestion(name: str) 
         ),
         (
             {"zzz": 1},
-            "zzz: unknown key; the keys here are cache, cache_dir, flags, providers, shared, wrappers.",
+            "zzz: unknown key; the keys here are cache, cache_dir, flags, providers, shared, transport, wrappers.",
         ),
         ({5: 1}, "the configuration: every key of a table must be text."),
         ({"a b\n": 1}, r"'a b\n': unknown key"),

@@ -99,6 +99,7 @@ class Endpoint:
         max_concurrency: maximum requests in flight, at most ``pool_size``.
         pool_size: maximum connections.
         keepalive: seconds that an idle connection is kept.
+        transport: "pool" for llmopt's own connections, "httpx" for those of httpx.
         compress_requests: whether request bodies are compressed with gzip.
         stream_usage: whether streams are asked for their usage, see `llmopt.values.profile.Profile`.
         max_event_bytes: maximum size of one event of a stream.
@@ -136,6 +137,7 @@ class Endpoint:
     max_concurrency: int = 16
     pool_size: int = 64
     keepalive: float = 60.0
+    transport: str = "pool"
     compress_requests: bool = False
     stream_usage: bool = True
     max_event_bytes: int = MAX_EVENT_BYTES

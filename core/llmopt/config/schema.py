@@ -147,8 +147,7 @@ def unknown_key_message(key: str, known: Iterable[str]) -> str:
 
     names = sorted(known)
     word = key[:_MAX_SHOWN_KEY].lower().replace("-", "_")
-    near = get_close_matches(word, names, n=1)
-    if near:
+    if near := get_close_matches(word, names, n=1):
         return f"unknown key; did you mean {near[0]}?"
     return f"unknown key; the keys here are {', '.join(names)}."
 
@@ -157,7 +156,7 @@ def unknown_key_message(key: str, known: Iterable[str]) -> str:
 
 
 def _field(
-    expected: str, fits: Callable[[Any], bool], convert: Callable[[object], object], **more: Any
+    expected: str, fits: Callable[[Any], bool], convert: Callable[[object], object] = lambda v: v, **more: Any
 ) -> Any:
     def check(_: object, attribute: Attribute[Any], value: Any) -> None:
         if value is not None and not fits(value):
@@ -202,9 +201,7 @@ def _count(*, minimum: int = 1) -> Any:
     """A whole number, ``minimum`` or more."""
     expected = f"a whole number, {minimum} or more"
     return _field(
-        expected,
-        lambda v: isinstance(v, int) and not isinstance(v, bool) and minimum <= v <= MAX_COUNT,
-        parse_number,
+        expected, lambda v: is_number(v) and isinstance(v, int) and minimum <= v <= MAX_COUNT, parse_number
     )
 
 
@@ -215,7 +212,11 @@ def _boolean() -> Any:
 
 def _text(**more: Any) -> Any:
     """Text that is not empty."""
-    return _field("text", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, lambda v: v, **more)
+    return _field("text", lambda v: isinstance(v, str) and bool(v) and "\0" not in v, **more)
+
+
+def _transport() -> Any:
+    return _field('"pool" or "httpx"', ("pool", "httpx").__contains__)
 
 
 def _variable() -> Any:
@@ -223,7 +224,6 @@ def _variable() -> Any:
     return _field(
         "the name of an environment variable",
         lambda v: isinstance(v, str) and bool(_VARIABLE.fullmatch(v)),
-        lambda v: v,
         repr=lambda v: repr(v) if v is None else shown_variable(v),
     )
 
@@ -236,12 +236,11 @@ def shown_variable(name: str) -> str:
 def _path() -> Any:
     """The path of a file or folder."""
     # A text with line breaks is the content of a file, pasted instead of its path.
-    expected = "the path of a file or folder"
-    return _field(expected, lambda v: isinstance(v, str) and bool(_PATH.fullmatch(v)), _to_path)
-
-
-def _to_path(value: object) -> object:
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
+    return _field(
+        "the path of a file or folder",
+        lambda v: isinstance(v, str) and bool(_PATH.fullmatch(v)),
+        lambda v: os.fspath(v) if isinstance(v, os.PathLike) else v,
+    )
 
 
 def _instance_of(kind: type, *, plural: bool = False) -> Callable[[object, Attribute[Any], Any], None]:
@@ -400,10 +399,7 @@ class Flags:
         Raises:
             ConfigError: a flag is unknown or not a bool.
         """
-        flags = self
-        for table in overrides:
-            flags = evolve(flags, **_to_flags(table))
-        return flags
+        return evolve(self, **{name: on for table in overrides for name, on in _to_flags(table).items()})
 
 
 def _api_key(value: str | Secret | TokenProvider | None) -> Secret | TokenProvider | None:
@@ -459,8 +455,7 @@ class _EndpointKeys:
         api_key_env: name of an environment variable that holds the key, instead of ``api_key``.
         headers: sent with every request; names in lower case. Default: none.
         query: parameters that are added to the URL of every request, such as a gateway's key. Default: none.
-        ca_file: certificate authorities that sign the server's certificate, instead of the system's: a PEM file, or a
-            folder as ``openssl rehash`` makes it.
+        ca_file: certificate authorities, instead of the system's: a PEM file, or a folder as ``openssl rehash`` makes it.
         client_cert: PEM file of the certificate that this client shows to the server. Default: none.
         client_key: PEM file of its private key. Default: ``client_cert`` contains the key.
         timeouts: in seconds, see `TimeoutsEntry`.
@@ -472,6 +467,7 @@ class _EndpointKeys:
         max_concurrency: maximum requests in flight.
         pool_size: maximum connections.
         keepalive: seconds that an idle connection is kept.
+        transport: "pool" for llmopt's own connections, "httpx" for those of httpx. Default: the configuration's, else "pool".
         compress_requests: whether request bodies are compressed with gzip.
         max_event_bytes: maximum size of one event of a stream.
         cache_ttl: seconds that a cached response is fresh; 0 switches the cache off.
@@ -499,6 +495,7 @@ class _EndpointKeys:
     max_concurrency: int | None = _count()
     pool_size: int | None = _count()
     keepalive: float | None = _seconds(zero=True)
+    transport: str | None = _transport()
     compress_requests: bool | None = _boolean()
     max_event_bytes: int | None = _count()
     cache_ttl: float | None = _seconds(zero=True)
@@ -582,6 +579,7 @@ class Config:
         flags: features to switch on or off for all entries; the flags of an entry win.
         cache: whether embeddings are cached, or where. Default: as the client's ``cache`` argument says.
         cache_dir: folder of all caches. Default: the user's cache folder.
+        transport: what sends the requests of all entries that do not say it themselves. Default: "pool".
         shared: the store of limits that several processes share.
         wrappers: names of installed wrapper plugins that every provider gets. Default: none.
     """
@@ -590,11 +588,13 @@ class Config:
     flags: Mapping[str, bool] = field(default=None, converter=_to_flags)
     cache: bool | str | None = field(default=None, converter=_cache, repr=_shown_url)
     cache_dir: str | None = _path()
+    transport: str | None = _transport()
     shared: SharedEntry = field(factory=SharedEntry, validator=_instance_of(SharedEntry))
     wrappers: tuple[str, ...] | None = _field(
-        "a list of names", lambda v: isinstance(v, (list, tuple)) and set(map(type, v)) <= {str}, lambda v: v
+        "a list of names", lambda v: isinstance(v, (list, tuple)) and set(map(type, v)) <= {str}
     )
 
     def entry(self, name: str) -> ProviderEntry:
         """The entry of that name; without any keys if it is not configured."""
-        return self.providers.get(name) or ProviderEntry(name=name)
+        entry = self.providers.get(name) or ProviderEntry(name=name)
+        return entry if entry.transport else evolve(entry, transport=self.transport)

@@ -188,16 +188,16 @@ class LiveEndpoint:
             import llmopt.policies.retry_loop  # noqa: F401
         of_plugin = self.hooks.open_transport(self.settings_without_credential)
         transport = of_plugin if of_plugin is not None else self._client_transport
-        if transport is not None:
+        self.custom_transport = transport is not None
+        keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
+        if transport is not None or self.config.transport == "httpx":
             # Imported here: httpx is slow to import, and a client needs one of the two.
-            from llmopt.transport.httpx_transport import HttpxSender
+            from llmopt.transport.httpx_transport import HttpxSender, open_httpx_pool
 
-            return HttpxSender(transport)
-        self.custom_transport = False
+            return HttpxSender(transport or open_httpx_pool(self.config, keepalive, self._tls))
         from llmopt.transport.pool import ConnectionPool
 
         trace = self._telemetry.pool_trace(self.config.provider, self.name)
-        keepalive = self.config.keepalive if self.config.flags.pooling else 0.0
         return ConnectionPool(
             pool_size=self.config.pool_size, keepalive=keepalive, tls=self._tls, trace=trace
         )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
 from attrs import evolve
@@ -27,8 +27,14 @@ from llmopt.transport import errors as transport_errors
 from llmopt.transport.body import ACCEPT_ENCODING
 from llmopt.transport.request import RequestState, TransportRequest
 from llmopt.transport.stream import ResponseStream
-from llmopt.transport.urls import request_origin
+from llmopt.transport.tls import default_context
+from llmopt.transport.urls import proxy_for, request_origin
 from llmopt.values.http import AttemptInfo, HttpResponse
+
+if TYPE_CHECKING:
+    import ssl
+
+    from llmopt.config.resolve import Endpoint
 
 T = TypeVar("T")
 
@@ -258,6 +264,29 @@ class HttpxSender:
 
     def __repr__(self) -> str:
         return f"<HttpxSender over {type(self._transport).__name__}: {len(self._tasks)} running>"
+
+
+def open_httpx_pool(
+    endpoint: Endpoint, keepalive: float, tls: ssl.SSLContext | None
+) -> httpx.AsyncHTTPTransport:
+    """Return httpx's own transport for an endpoint, with the settings that the connection pool would have.
+
+    Args:
+        endpoint: names the size of the pool, and the origin that decides about a proxy of the environment.
+        keepalive: seconds that an idle connection is kept, 0 for no reuse.
+        tls: context for https, None for the system's certificate authorities.
+    """
+    proxy = proxy_for(endpoint.origin)
+    headers = {"proxy-authorization": proxy.authorization} if proxy and proxy.authorization else None
+    return httpx.AsyncHTTPTransport(
+        verify=tls or default_context(),
+        limits=httpx.Limits(
+            max_connections=endpoint.pool_size,
+            max_keepalive_connections=endpoint.pool_size if keepalive else 0,
+            keepalive_expiry=keepalive,
+        ),
+        proxy=None if proxy is None else httpx.Proxy(proxy.url, headers=headers),
+    )
 
 
 def _to_httpx_request(request: TransportRequest, read: float | None) -> httpx.Request:
