@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import sys
+import weakref
 import zlib
 from typing import Any
 
@@ -139,7 +141,7 @@ def cuts(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
-@settings(max_examples=scaled(150, nightly=100_000), deadline=None)
+@settings(max_examples=scaled(60, nightly=100_000), deadline=None)
 @given(
     response=responses(),
     places=st.lists(st.integers(0, 2000), max_size=6),
@@ -162,7 +164,7 @@ def test_a_valid_response_is_read_as_h11_reads_it(
     assert expected[3] or not got[3] or b"HTTP/1.0" in data
 
 
-@settings(max_examples=scaled(150, nightly=100_000), deadline=None)
+@settings(max_examples=scaled(60, nightly=100_000), deadline=None)
 @given(
     data=responses().map(b"".join),
     place=st.integers(0, 2000),
@@ -318,3 +320,19 @@ def test_a_body_buffer_returns_its_memory_without_a_copy() -> None:
     assert body is buffer.getvalue()
     assert zlib.crc32(body) == zlib.crc32(b"abc" + b"x" * 1_999_997)
     assert sys.getrefcount(body) < 5
+
+
+def test_a_parser_needs_no_garbage_collector() -> None:
+    """llhttp holds the parser that it calls, which must not hold it when a response has ended."""
+    parser = ResponseParser()
+    for head in (b"content-length: 1\r\n\r\na", b"content-length: 2\r\n\r\na"):
+        parser.start("POST", max_whole=100)
+        parser.feed(b"HTTP/1.1 200 OK\r\n" + head)
+        assert parser.status == 200
+    seen = weakref.ref(parser)
+    gc.disable()
+    try:
+        del parser
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -67,7 +67,7 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 
 def test_without_files_the_usual_context_is_used() -> None:
-    """The one of aiohttp, which all clients of a process share."""
+    """The one that all clients of a process share."""
     assert context_of() is None
 
 

@@ -379,6 +379,9 @@ class ResponseParser:
                 raise MalformedResponse
             if status >= _MIN_FINAL_STATUS or status == _SWITCHING_PROTOCOLS:
                 self._begin_body(status, bytes(received[start:end]), received[end:])
+                if self.complete or self.buffer is not None:
+                    # It holds this object, which the garbage collector would have to find.
+                    self._llhttp = None
                 return
             # An interim response.
             self._begun, self._head_complete, self.complete = b"", False, False
