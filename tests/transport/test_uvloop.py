@@ -33,6 +33,7 @@ from tests.transport.helpers import (
     expect_error,
     open_pool,
 )
+from tests.transport.test_proxy import tunnel
 
 uvloop = pytest.importorskip("uvloop")
 
@@ -145,3 +146,29 @@ def test_tls() -> None:
         uvloop.run(pool.aclose())
         gc.collect()
         thread.run(thread.server.wait_all_closed())
+
+
+@pytest.mark.skipif(not can_make_certificates(), reason="neither trustme nor openssl is here")
+@pytest.mark.parametrize("secured", [False, True], ids=["plain proxy", "TLS in TLS"])
+def test_a_tunnel_through_a_proxy(secured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small and large bodies, over one tunnel."""
+    certificate = good_certificate()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    with serving(FaultServer(tls=certificate.server())) as thread:
+        thread.server.default(lambda request: Answer(200, request.body))
+        proxy = tunnel(thread.server, certificate.server() if secured else None)
+        port, heads = thread.run(proxy.__aenter__())
+        monkeypatch.setenv("ALL_PROXY", f"{'https' if secured else 'http'}://127.0.0.1:{port}")
+
+        async def run() -> None:
+            async with open_pool(tls=certificate.client()) as pool:
+                for size in (10, 3_000_000):
+                    body = b"b" * size
+                    assert (await pool.send(embed_request(thread.server, body=body))).body == body
+                await pool.aclose()
+
+        uvloop.run(run())
+        thread.run(proxy.__aexit__(None, None, None))
+        assert len(heads) == 1
