@@ -43,12 +43,12 @@ Pure: no I/O, no clock, no shared state.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, dataclass_transform
 
 from attrs import frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from llmopt.values.calls import BatchLimit, Dimension
     from llmopt.values.chat import ChatReply
@@ -79,19 +79,36 @@ class Attempt:
     message: str = ""
 
 
-class ErrorContext(TypedDict, total=False):
-    """The keyword arguments that every error accepts; see `LLMOptError`."""
-
-    provider: str | None
-    model: str | None
-    endpoint: str | None
-    request_id: str | None
-    attempts: Sequence[Attempt]
-    retry_after: float | None
-    sent: Sent
+def _message(*, kw_only: bool) -> Any:  # noqa: ARG001 - for type checkers
+    """The first argument, which an exception keeps itself, in ``args``."""
+    return property(lambda error: str(error.args[0]))
 
 
-class LLMOptError(Exception):
+def _required() -> Any:
+    """An argument without a default."""
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(_message, _required))
+class _Attributes(Exception):
+    """The constructor of all errors: the message, and by name the attributes that the classes annotate.
+
+    Type checkers read its arguments from there, as with a dataclass. It is none, because an exception keeps its message
+    itself, and because the classes are made at every start.
+    """
+
+    def __init__(self, message: str, **attributes: Any) -> None:
+        super().__init__(message)
+        for name, value in attributes.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"{type(self).__name__} has no attribute {name!r}")
+            setattr(self, name, value)
+        self._attributes_set()
+
+    def _attributes_set(self) -> None:
+        """For subclasses: what follows from the attributes."""
+
+
+class LLMOptError(_Attributes):
     """The base of all exceptions of llmopt.
 
     Attributes:
@@ -104,27 +121,21 @@ class LLMOptError(Exception):
         sent: whether bytes of a request left this process: "no", "maybe" or "yes".
     """
 
-    retryable: bool = False
+    retryable = False
     """Whether the same request may succeed later without a change."""
-    counts_for_breaker: bool = False
+    counts_for_breaker = False
     """Whether the circuit breaker counts it as a failure of the endpoint."""
-    local: bool = False
+    local = False
     """Whether this process caused it, and not the server: it was out of resources, or its event loop was late."""
 
-    def __init__(self, message: str, **context: Unpack[ErrorContext]) -> None:
-        super().__init__(message)
-        self.provider = context.get("provider")
-        self.model = context.get("model")
-        self.endpoint = context.get("endpoint")
-        self.request_id = context.get("request_id")
-        self.attempts: tuple[Attempt, ...] = tuple(context.get("attempts", ()))
-        self.retry_after = context.get("retry_after")
-        self.sent: Sent = context.get("sent", "no")
-
-    @property
-    def message(self) -> str:
-        """The message, as ``str(error)`` returns it."""
-        return str(self.args[0])
+    message: str = _message(kw_only=False)
+    provider: str | None = None
+    model: str | None = None
+    endpoint: str | None = None
+    request_id: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+    retry_after: float | None = None
+    sent: Sent = "no"
 
     def copy(self, *, cause: bool = True) -> Self:
         """A new exception with the same attributes, for another caller that waits for the same result.
@@ -157,9 +168,7 @@ class ConfigError(LLMOptError):
 class InvalidInput(LLMOptError):
     """An input cannot be sent. ``index`` is its position, None if no single item is at fault."""
 
-    def __init__(self, message: str, *, index: int | None = None, **context: Unpack[ErrorContext]) -> None:
-        super().__init__(message, **context)
-        self.index = index
+    index: int | None = None
 
 
 class UnknownProvider(LLMOptError):
@@ -196,20 +205,14 @@ class CircuitOpen(LocalRejection):
 
     retryable = True
 
-    def __init__(
-        self, message: str, *, failure: LLMOptError | None = None, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.failure = failure
-        self.requests = 0
+    failure: LLMOptError | None = None
+    requests: int = 0
 
 
 class DeadlineExceeded(LocalRejection):
     """The caller's deadline has passed. ``phase`` says what the call did last."""
 
-    def __init__(self, message: str, *, phase: str = "", **context: Unpack[ErrorContext]) -> None:
-        super().__init__(message, **context)
-        self.phase = phase
+    phase: str = ""
 
 
 class QueueFull(LocalRejection):
@@ -251,12 +254,8 @@ class ConnectFailed(TransportError):
         permanent: whether a retry is pointless, as with an unknown host.
     """
 
-    def __init__(
-        self, message: str, *, cause: str = "other", permanent: bool = False, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.cause = cause
-        self.permanent = permanent
+    cause: str = "other"
+    permanent: bool = False
 
 
 class ConnectionLost(TransportError):
@@ -265,19 +264,13 @@ class ConnectionLost(TransportError):
     ``stale`` is True for a pooled connection that the server had closed before it received the request.
     """
 
-    def __init__(self, message: str, *, stale: bool = False, **context: Unpack[ErrorContext]) -> None:
-        super().__init__(message, **context)
-        self.stale = stale
+    stale: bool = False
 
 
 class AttemptTimeout(TransportError):
     """No complete response arrived within the timeout of one attempt, ``timeout`` seconds."""
 
-    def __init__(
-        self, message: str, *, timeout: float | None = None, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.timeout = timeout
+    timeout: float | None = None
 
 
 class OutOfResources(TransportError):
@@ -289,9 +282,7 @@ class OutOfResources(TransportError):
     counts_for_breaker = False
     local = True
 
-    def __init__(self, message: str, *, resource: str = "memory", **context: Unpack[ErrorContext]) -> None:
-        super().__init__(message, **context)
-        self.resource = resource
+    resource: str = "memory"
 
 
 class PoolTimeout(TransportError):
@@ -310,19 +301,10 @@ class ProviderError(LLMOptError):
         item: position in its request of the text that the provider names, or None.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        code: str | None = None,
-        **context: Unpack[ErrorContext],
-    ) -> None:
-        super().__init__(message, **context)
-        self.status = status
-        self.code = code
-        self.param: str | None = None
-        self.item: int | None = None
+    status: int | None = None
+    code: str | None = None
+    param: str | None = None
+    item: int | None = None
 
 
 class ServerError(ProviderError):
@@ -364,25 +346,11 @@ class QuotaExhausted(ProviderError):
     a request of this size ("request"). Calls outside of it are still sent.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        scope: Literal["account", "model", "request"] = "account",
-        status: int | None = None,
-        code: str | None = None,
-        **context: Unpack[ErrorContext],
-    ) -> None:
-        super().__init__(message, status=status, code=code, **context)
-        self.scope = scope
+    scope: Literal["account", "model", "request"] = "account"
 
 
 class _TooLarge(ProviderError):
-    def __init__(
-        self, message: str, *, limit: BatchLimit | None = None, **context: Unpack[ErrorContext]
-    ) -> None:
-        super().__init__(message, **context)
-        self.limit = limit
+    limit: BatchLimit | None = None
 
 
 class RequestTooLarge(_TooLarge):
@@ -427,18 +395,11 @@ class InvalidResponse(LLMOptError):
     retryable = True
     counts_for_breaker = True
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        reason: str = "body",
-        status: int | None = None,
-        **context: Unpack[ErrorContext],
-    ) -> None:
-        super().__init__(message, **context)
-        self.reason = reason
-        self.status = status
-        if reason in _UNFIT_REASONS:
+    reason: str = "body"
+    status: int | None = None
+
+    def _attributes_set(self) -> None:
+        if self.reason in _UNFIT_REASONS:
             self.retryable = self.counts_for_breaker = False
 
 
@@ -456,17 +417,8 @@ class StreamError(LLMOptError):
 
     counts_for_breaker = True
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        text: str = "",
-        partial: ChatReply | None = None,
-        **context: Unpack[ErrorContext],
-    ) -> None:
-        super().__init__(message, **context)
-        self.text = text
-        self.partial = partial
+    text: str = ""
+    partial: ChatReply | None = None
 
 
 class StreamInterrupted(StreamError):
@@ -486,16 +438,6 @@ class PartialFailure(LLMOptError):
         requests: HTTP requests that the call sent, failed ones included.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        result: Embeddings,
-        failure: LLMOptError | None = None,
-        requests: int = 0,
-        **context: Unpack[ErrorContext],
-    ) -> None:
-        super().__init__(message, **context)
-        self.result = result
-        self.failure = failure
-        self.requests = requests
+    result: Embeddings = _required()
+    failure: LLMOptError | None = None
+    requests: int = 0

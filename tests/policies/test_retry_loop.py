@@ -251,7 +251,7 @@ def test_budget_facts_and_events_are_optional() -> None:
 
 def test_no_wait_exceeds_the_deadline() -> None:
     """The wait is not started; the error says how long it would have been."""
-    tried = [Attempt(endpoint="https://e", outcome="ok")]
+    tried = (Attempt(endpoint="https://e", outcome="ok"),)
     last = e.RateLimited(
         "slow down",
         retry_after=90.0,
@@ -274,7 +274,7 @@ def test_no_wait_exceeds_the_deadline() -> None:
     )
     assert (caught.value.phase, caught.value.retry_after, caught.value.sent) == ("retry", 90.0, "yes")
     assert (caught.value.provider, caught.value.model, caught.value.request_id) == ("p", "m", "r")
-    assert (caught.value.endpoint, caught.value.attempts) == ("https://e", tuple(tried))
+    assert (caught.value.endpoint, caught.value.attempts) == ("https://e", tried)
 
 
 def test_a_computed_wait_beyond_the_deadline_fails() -> None:
