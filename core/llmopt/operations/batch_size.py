@@ -32,19 +32,6 @@ class AdaptiveBatchSize:
         changes: counts the changes of what is worth storing, see `state`.
     """
 
-    __slots__ = (
-        "_expiry_s",
-        "_largest_good",
-        "_maximum",
-        "_size",
-        "_successes",
-        "_timeouts",
-        "_too_large",
-        "_too_large_until",
-        "_wall",
-        "changes",
-    )
-
     def __init__(
         self,
         maximum: int,

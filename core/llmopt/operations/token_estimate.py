@@ -48,8 +48,6 @@ class TokenEstimator:
         counter: counts them exactly; None to estimate, and to learn from the usage that responses report.
     """
 
-    __slots__ = ("_counted", "_counter", "_factor", "_ratios")
-
     def __init__(self, counter: TokenCounter | None = None) -> None:
         self._counter: Final = counter
         self._counted: dict[tuple[int, int], int] = {}

@@ -445,8 +445,6 @@ class FailureWindow:
         failures: how many of them were failures.
     """
 
-    __slots__ = ("_buckets", "_size", "_span", "calls", "failures")
-
     def __init__(self, window_s: float, buckets: int) -> None:
         self._span = window_s / buckets
         self._size = buckets

@@ -340,8 +340,6 @@ class RetryBudget:
         full: whether no cost is outstanding, so that a success changes nothing.
     """
 
-    __slots__ = ("_capacity", "available", "full")
-
     def __init__(self, capacity: int = BUDGET_CAPACITY) -> None:
         self._capacity = capacity
         self.available = capacity

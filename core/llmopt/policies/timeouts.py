@@ -66,8 +66,6 @@ def first_timeout(timeouts: Timeouts, seconds: float, *keys: str) -> float:
 class AdaptiveTimeout:
     """The timeouts of one endpoint and model, learned from the latencies of responses."""
 
-    __slots__ = ("_by_size", "_now")
-
     def __init__(self, *, now: Now) -> None:
         self._now = now
         self._by_size: dict[int, _Histogram] = {}
@@ -96,8 +94,6 @@ class AdaptiveTimeout:
 
 class _Histogram:
     """Latencies of the last five minutes: a ring of one-minute slices and their sum."""
-
-    __slots__ = ("_consecutive_timeouts", "_p99", "_position", "_since_p99", "_slices", "_sum", "_total")
 
     def __init__(self) -> None:
         self._position = 0
@@ -179,8 +175,6 @@ class StreamTimeouts:
         first: seconds until the first content, where that is longer: a model that thinks before it answers sends
             nothing after the event that starts the stream.
     """
-
-    __slots__ = ("_content", "_idle", "_usual", "_without_content")
 
     def __init__(self, *, idle: float, content: float, first: float) -> None:
         self._usual: Final = (idle, content)

@@ -50,8 +50,6 @@ class PriorityQueue(Generic[_W]):
         cost: what serving a waiter takes from the others; one for each waiter if nothing is given.
     """
 
-    __slots__ = ("_bulk", "_cost", "_credit", "_interactive")
-
     def __init__(self, cost: Callable[[_W], float] = lambda _: 1.0) -> None:
         self._cost = cost
         self._credit = 0.0
