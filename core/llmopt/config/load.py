@@ -258,17 +258,10 @@ def _insert(table: dict[str, Any], path: list[str], value: EnvText) -> None:
 # Layers: put one configuration over another, key by key.
 
 _T = TypeVar("_T", Config, ProviderEntry, TimeoutsEntry, SharedEntry)
-_BOUND_TO_HOST: Final[Mapping[str, Any]] = {
-    "api_key": None,
-    "api_key_env": None,
-    "headers": {},
-    "query": {},
-    "ca_file": None,
-    "client_cert": None,
-    "client_key": None,
-    "allow_http": None,
-}
-"""The keys of an entry that must not reach another host, with the value that unsets each."""
+_BOUND_TO_HOST: Final[Mapping[str, Any]] = dict.fromkeys(
+    ("api_key", "api_key_env", "headers", "query", "ca_file", "client_cert", "client_key", "allow_http")
+)
+"""The keys of an entry that must not reach another host; None unsets each."""
 
 
 def overlay_entry(lower: ProviderEntry, higher: ProviderEntry) -> ProviderEntry:
