@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 import llmopt
-from llmopt.values.calls import ChatOptions, EmbedOptions
+from llmopt.operations.call_options import ChatOptions, EmbedOptions
 
 RENAMED = {"aclose": "close", "__aenter__": "__enter__", "__aexit__": "__exit__"}
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 import llmopt
 from llmopt import InvalidInput
 from llmopt.client.components import check_word
+from llmopt.operations.call_options import EmbedOptions
 from llmopt.operations.embed import check_texts_argument, embed_call, text_error
-from llmopt.values.calls import EmbedOptions
 from tests.support.configuration import provider_config
 from tests.support.faults import (
     Answer,

@@ -29,7 +29,8 @@ from llmopt.client.options import (
 from llmopt.config.load import load_config
 from llmopt.config.schema import Config
 from llmopt.errors import LLMOptError
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, PartOrder, Priority, WhenOpen
+from llmopt.operations.call_options import ChatOptions, EmbedOptions
+from llmopt.values.calls import ErrorMode, PartOrder, Priority, WhenOpen
 from llmopt.values.resources import local_errors
 
 if TYPE_CHECKING:

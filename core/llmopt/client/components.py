@@ -30,6 +30,7 @@ from llmopt.errors import ConfigError, InvalidInput, LLMOptError
 from llmopt.log import CACHE, DEBUG
 from llmopt.operations.cache_keys import CacheKeys, StoreSizeReporter
 from llmopt.operations.call_events import observed
+from llmopt.operations.call_options import ChatOptions, EmbedOptions
 from llmopt.operations.chat import ChatRun, Messages, chat_call
 from llmopt.operations.embed import embed, embed_call
 from llmopt.operations.embed_batches import ModelState
@@ -42,7 +43,7 @@ from llmopt.operations.token_estimate import TokenCounter
 from llmopt.policies.clock import Clock, Deadline, valid_seconds
 from llmopt.policies.tasks import require_asyncio, run_in_thread
 from llmopt.providers.registry import Provider, Registry
-from llmopt.values.calls import ChatOptions, EmbedCall, EmbedOptions, PartOrder
+from llmopt.values.calls import EmbedCall, PartOrder
 from llmopt.values.catalog import Catalog
 from llmopt.values.embeddings import Embeddings
 from llmopt.values.events import OnEvent

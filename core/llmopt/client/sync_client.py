@@ -21,11 +21,12 @@ from llmopt.client.options import CacheChoice, SharedChoice, TokenCounters
 from llmopt.client.sync_streams import SyncChatStream, SyncEmbedStream
 from llmopt.config.schema import Config
 from llmopt.errors import ClientClosed, LLMOptError
+from llmopt.operations.call_options import ChatOptions, EmbedOptions
 from llmopt.operations.chat import Messages
 from llmopt.operations.embed import check_texts_argument
 from llmopt.operations.models import CacheMode
 from llmopt.policies.clock import Clock
-from llmopt.values.calls import ChatOptions, EmbedOptions, ErrorMode, PartOrder, Priority, WhenOpen
+from llmopt.values.calls import ErrorMode, PartOrder, Priority, WhenOpen
 from llmopt.values.catalog import Catalog
 from llmopt.values.chat import ChatReply
 from llmopt.values.embeddings import Embeddings

@@ -32,11 +32,12 @@ from llmopt.engine.responses import request_id
 from llmopt.engine.streaming import LiveStream, Outcome
 from llmopt.errors import InvalidInput, InvalidResponse
 from llmopt.operations.call_events import CallEvents, observed
+from llmopt.operations.call_options import ChatOptions, checked_extra
 from llmopt.operations.learned_rates import LearnedRates
 from llmopt.operations.token_estimate import TokenEstimator
 from llmopt.policies.clock import Deadline
 from llmopt.providers.registry import Provider
-from llmopt.values.calls import ChatCall, ChatOptions, Priority, Settings, check_json, checked_extra
+from llmopt.values.calls import ChatCall, Priority, Settings, check_json
 from llmopt.values.chat import ChatReply, Message
 from llmopt.values.embeddings import Usage
 from llmopt.values.http import Failure, HttpResponse

@@ -26,11 +26,12 @@ from itertools import chain
 from typing import Final
 
 from llmopt.errors import InvalidInput, LLMOptError
+from llmopt.operations.call_options import EmbedOptions, checked_extra
 from llmopt.operations.embed_batches import Batch, make_batches
 from llmopt.operations.embed_results import BatchResult, Collector, failure_of
 from llmopt.operations.embed_run import EmbedRun
 from llmopt.policies.tasks import concurrent_map
-from llmopt.values.calls import EmbedCall, EmbedOptions, ErrorMode, checked_extra
+from llmopt.values.calls import EmbedCall, ErrorMode
 from llmopt.values.embeddings import Embeddings
 
 _MAX_DIMENSIONS: Final = 1_000_000

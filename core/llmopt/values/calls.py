@@ -1,19 +1,18 @@
-"""What the application asks for: options of a call, calls as plugins see them, endpoint settings and limits.
+"""What the application asks for: words of its options, calls as plugins see them, endpoint settings and limits.
 
-`EmbedOptions` and `ChatOptions` hold the arguments of the client's methods before they are checked; `EmbedCall`,
-`CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get.
+`EmbedCall`, `CatalogCall` and `ChatCall` are the checked requests that the hooks of a plugin get;
+`llmopt.operations.call_options` has the arguments of the client's methods before they are checked.
 
-Frozen values and their checks: no I/O, no clock, no shared state, nothing to await. The first check of JSON imports
-msgspec. `Settings` holds the credential; all calls to an endpoint may share one.
+Frozen values: no I/O, no clock, no shared state, nothing to await. The first check of JSON imports msgspec. `Settings`
+holds the credential; all calls to an endpoint may share one.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
 
-from attrs import evolve, field, fields_dict, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import deep_iterable, ge, gt, in_, optional
 
 from llmopt.errors import InvalidInput
@@ -29,87 +28,6 @@ ErrorMode = Literal["raise", "return"]
 """What happens with texts that could not be embedded: an exception at the end, or entries in ``errors``."""
 PartOrder = Literal["input", "completion"]
 """The order in which ``embed_iter`` yields its parts."""
-
-
-class EmbedOptions(NamedTuple):
-    """The keyword arguments of ``embed`` and ``embed_iter``, not checked yet.
-
-    A named tuple, because one is made for every call, and a frozen attrs class takes three times as long to make.
-
-    Attributes:
-        dimensions: see `llmopt.AsyncClient.embed`, and so for the others.
-    """
-
-    dimensions: int | None = None
-    input_type: str | None = None
-    deadline: float | None = None
-    errors: ErrorMode = "raise"
-    when_open: WhenOpen = "fail"
-    priority: Priority = "interactive"
-    extra: Mapping[str, Any] | None = None
-    headers: Mapping[str, str] | None = None
-
-    def __repr__(self) -> str:
-        # Without ``extra`` and ``headers``: they may contain the name of a user, and a traceback may show this.
-        return f"EmbedOptions(dimensions={self.dimensions!r:.40}, errors={self.errors!r:.40})"
-
-
-@frozen(kw_only=True)
-class ChatOptions:
-    """The keyword arguments of ``chat`` and ``stream``, not checked yet.
-
-    Attributes:
-        max_tokens: see `llmopt.AsyncClient.chat`, and so for the others.
-    """
-
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    stop: str | Sequence[str] | None = field(default=None, repr=False)
-    seed: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    tools: Iterable[Mapping[str, Any]] | None = field(default=None, repr=False)
-    tool_choice: str | Mapping[str, Any] | None = field(default=None, repr=False)
-    parallel_tool_calls: bool | None = None
-    response_format: Mapping[str, Any] | None = field(default=None, repr=False)
-    reasoning_effort: str | None = None
-    deadline: float | None = None
-    when_open: WhenOpen = "fail"
-    priority: Priority = "interactive"
-    extra: Mapping[str, Any] | None = field(default=None, repr=False)
-    headers: Mapping[str, str] | None = field(default=None, repr=False)
-
-    @classmethod
-    def from_arguments(cls, arguments: Mapping[str, Any]) -> Self:
-        """The options among the arguments of a method, given as its ``locals()``.
-
-        Four methods take these arguments. This spares each of them a call that repeats every name;
-        tests/client/test_parity.py checks that their signatures and this class agree.
-        """
-        return cls(**{name: arguments[name] for name in _CHAT_OPTIONS})
-
-
-_CHAT_OPTIONS: Final = tuple(fields_dict(ChatOptions))
-
-
-def checked_extra(extra: object) -> Mapping[str, Any]:
-    """The ``extra`` option of a call: additional keys for the request body.
-
-    Raises:
-        InvalidInput: it is not a mapping, or contains a value that JSON cannot express.
-    """
-    if extra is None:
-        return {}
-    if not isinstance(extra, Mapping) or not all(isinstance(key, str) for key in extra):
-        raise InvalidInput("extra must be a mapping from names to JSON values.")
-    # A copy, because the caller may change its mapping while the call still waits.
-    copied = dict(extra)
-    check_json(copied, "extra")
-    # msgspec encodes these as null, which would silently change the request.
-    if _contains_nonfinite(copied):
-        raise InvalidInput("extra contains a number that is not finite, which JSON cannot express.")
-    return copied
 
 
 def check_json(value: object, name: str, index: int | None = None) -> None:
@@ -136,14 +54,6 @@ def check_json(value: object, name: str, index: int | None = None) -> None:
         ) from None
     except (TypeError, ValueError, RecursionError):
         raise InvalidInput(f"{name} contains a value that JSON cannot express.", index=index) from None
-
-
-def _contains_nonfinite(value: object) -> bool:
-    if isinstance(value, float):
-        return not math.isfinite(value)
-    if isinstance(value, Mapping):
-        return any(map(_contains_nonfinite, value.values()))
-    return isinstance(value, (list, tuple)) and any(map(_contains_nonfinite, value))
 
 
 # Calls, as the hooks of a plugin see them.
