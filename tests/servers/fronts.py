@@ -200,7 +200,9 @@ KeepAliveTimeout 30
 MaxKeepAliveRequests 0
 SetEnvIf Request_URI ^/closing/ nokeepalive
 Redirect 429 /limited/
+Redirect 413 /early/
 ProxyPass /limited/ !
+ProxyPass /early/ !
 ProxyPass /dead/ http://127.0.0.1:@DEAD@/
 ProxyPass /gzip/ http://127.0.0.1:@ORIGIN@/bytes/
 ProxyPass / http://127.0.0.1:@ORIGIN@/ flushpackets=on
@@ -209,9 +211,6 @@ ProxyPass / http://127.0.0.1:@ORIGIN@/ flushpackets=on
 </Location>
 <Location /gzip/>
     SetOutputFilter DEFLATE
-</Location>
-<Location /early/>
-    LimitRequestBody 1000
 </Location>
 <VirtualHost *:@BRIEF@>
     KeepAliveTimeout @IDLE@ms

