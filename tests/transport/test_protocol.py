@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import json
 import socket
+from typing import Any, cast
 
 import pytest
 
 from llmopt.errors import AttemptTimeout, ConnectionLost, InvalidResponse, LLMOptError
+from llmopt.transport.http1 import ResponseParser
 from llmopt.transport.pool import ConnectionPool
+from llmopt.transport.protocol import HttpProtocol
 from tests.support.faults import (
     Answer,
     Close,
@@ -290,3 +293,39 @@ async def test_headers_are_valid_text(server: FaultServer, pool: ConnectionPool)
     response = await pool.send(embed_request(server))
     assert response.headers["x-good"] == "café"
     response.headers["x-odd"].encode()
+
+
+@pytest.mark.parametrize("loop_name", ["asyncio", "uvloop"])
+def test_an_answer_is_read_although_the_rest_of_the_request_cannot_be_written(loop_name: str) -> None:
+    """A server that refuses a long request answers, and resets the connection: it has not read all of it."""
+    factory = (
+        asyncio.new_event_loop if loop_name == "asyncio" else pytest.importorskip("uvloop").new_event_loop
+    )
+    found: list[object] = []
+
+    class Recorder:
+        def receive(self, parser: ResponseParser) -> None:
+            found.append((parser.status, parser.body))
+            protocol.abort()
+
+        def lost(self, error: BaseException | None) -> None:
+            found.append(error)
+
+    protocol = HttpProtocol(cast("Any", None), memoryview(bytearray(1_000)), lambda _: None)
+
+    async def run(listener: socket.socket) -> None:
+        await asyncio.get_running_loop().create_connection(lambda: protocol, *listener.getsockname())
+        peer, _ = listener.accept()
+        protocol.send(Recorder(), "POST", memoryview(b"POST / HTTP/1.1\r\n\r\n"), None, 1_000)
+        with peer:
+            # It closes with bytes that it has not read, which is a reset.
+            peer.recv(1)
+            peer.sendall(b"HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\n\r\nlarge")
+        # The loop reads nothing before this fails.
+        protocol.transport.write(b"the rest")
+        while not found:
+            await asyncio.sleep(0)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(run(listener))
+    assert found == [(413, b"large")]

@@ -21,7 +21,7 @@ from llmopt.errors import ConfigError, ConnectFailed, ConnectionLost
 from llmopt.transport import tls
 from llmopt.transport.tls import tls_context
 from tests.config.helpers import one
-from tests.support.faults import FaultServer, answer_openai
+from tests.support.faults import Answer, FaultServer, Framing, answer_openai
 from tests.support.faults.tls import Certificate, can_make_certificates, good_certificate
 from tests.support.scale import scaled
 from tests.transport.helpers import HEADERS, embed_request, embed_request_to, expect_error, open_pool
@@ -298,3 +298,15 @@ def test_a_context_is_made_once_for_many_connections(
     for _ in range(20):
         context_of(**files)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("framing", [Framing.LENGTH, Framing.CHUNKED])
+async def test_responses_of_many_records(framing: Framing) -> None:
+    """asyncio hands several records to the protocol at once; none may be lost, whatever they belong to."""
+    certificate = good_certificate()
+    bodies = [bytes(range(256)) * (size // 256) for size in (256, 16_384, 40_960, 1_048_576)]
+    async with FaultServer(tls=certificate.server()) as server, open_pool(tls=certificate.client()) as pool:
+        for body in bodies:
+            server.play(Answer(200, body, framing=framing, chunk=10_000))
+            assert (await pool.send(embed_request(server))).body == body
+        assert pool.stats().created == 1

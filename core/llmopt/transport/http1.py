@@ -269,7 +269,7 @@ class ResponseParser:
         # For each response a new one, which nothing that came before can have confused.
         self._llhttp: HttpResponseParser | None = None
         self._begun = b""
-        self._head_complete = self._until_close = False
+        self._heads, self._until_close = 0, False
         self._quiet = 0
         self._surplus_from = sys.maxsize
         self._pieces.clear()
@@ -325,7 +325,7 @@ class ResponseParser:
 
     def on_headers_complete(self) -> None:
         """Called by llhttp at the end of a head."""
-        self._head_complete = True
+        self._heads += 1
         if self._llhttp is not None and not self.complete:
             # llhttp forgets this when the message ends, which may be now.
             self.keep_alive = self._llhttp.should_keep_alive()
@@ -355,7 +355,7 @@ class ResponseParser:
             llhttp.feed_data(data)
         except (HttpParserError, HttpParserUpgrade):
             # It stops after a 101.
-            if not self._head_complete or llhttp.get_status_code() != _SWITCHING_PROTOCOLS:
+            if not self._heads or llhttp.get_status_code() != _SWITCHING_PROTOCOLS:
                 raise MalformedResponse from None
             self.keep_alive = False
         return llhttp.get_status_code()
@@ -370,13 +370,13 @@ class ResponseParser:
             end = _end_of_head(data, start + max(seen - 2, 0), size)
             # At once, not when the head is complete: what is no HTTP may never end.
             status = self._parse(received[start + seen : end or size])
-            if (end or size) - start > MAX_HEAD:
+            # llhttp takes a line of blanks for the end of a head, and finds none in empty lines.
+            agreed = self._heads == 1 and status >= _MIN_STATUS if end else not self._heads
+            if not agreed or (end or size) - start > MAX_HEAD:
                 raise MalformedResponse
             if not end:
                 self._begun = bytes(received[start:])
                 return
-            if not self._head_complete or status < _MIN_STATUS:
-                raise MalformedResponse
             if status >= _MIN_FINAL_STATUS or status == _SWITCHING_PROTOCOLS:
                 self._begin_body(status, bytes(received[start:end]), received[end:])
                 if self.complete or self.buffer is not None:
@@ -384,7 +384,7 @@ class ResponseParser:
                     self._llhttp = None
                 return
             # An interim response.
-            self._begun, self._head_complete, self.complete = b"", False, False
+            self._begun, self._heads, self.complete = b"", 0, False
             start, seen = end, 0
 
     def _begin_body(self, status: int, head: bytes, rest: memoryview) -> None:
@@ -406,8 +406,8 @@ class ResponseParser:
             self.body, self.complete = bytes(rest), True
         else:
             coding = self.headers.get("transfer-encoding")
-            # No other was asked for. llhttp would take everything up to the close for the body.
-            if coding is not None and coding.lower() != "chunked":
+            # No other was asked for. llhttp would take everything up to the close for the body, also behind a tab.
+            if coding is not None and (coding.lower() != "chunked" or b"chunked\t" in head.lower()):
                 raise MalformedResponse
             self._until_close = coding is None and "content-length" not in self.headers
             self._feed_body(rest)

@@ -214,17 +214,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def eof_received(self) -> None:
         """End the response, which may be complete only now; then asyncio closes the connection."""
         receiver, parser = self.receiver, self._parser
-        if receiver is None:
-            return
-        if not parser.status:
+        if receiver is None or not parser.status:
             self._end(None)
             return
         try:
             parser.feed_eof()
+            receiver.receive(parser)
         except TruncatedResponse as error:
             self._end(error)
-        else:
-            receiver.receive(parser)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Tell how the connection has ended."""
@@ -233,8 +230,19 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             # A failed read leaves a traceback whose frame holds the view that it read into, and with it the body.
             exc.__traceback__ = None
+            self._read_rest()
             self._end(exc)
         self._on_lost(self)
+
+    def _read_rest(self) -> None:
+        """Read what a server sent before it refused the rest of a long request by a reset (RFC 9112, 9.6).
+
+        asyncio gives a connection up when a write fails, whatever is still to be read. Under TLS it is too late here.
+        """
+        if self.transport.get_extra_info("sslcontext") is None:
+            with suppress(OSError), self.transport.get_extra_info("socket").dup() as again:
+                while self.receiver is not None and (count := again.recv_into(self.get_buffer(-1))):
+                    self.buffer_updated(count)
 
     def pause_writing(self) -> None:
         """Called by asyncio when the socket does not accept more."""
