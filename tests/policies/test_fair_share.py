@@ -1,7 +1,7 @@
 """The fair share of a rate limit: how response headers and refusals change it.
 
 The numbers are calculated by hand for a limit of 10 a second with a bucket that holds 30: three seconds, the whole zone
-of the controller.
+of the controller. Requests cost 1.25, so that 24 of them are as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ RATE = 10.0
 
 
 def sample(
-    at: float, remaining: float, own: float = 0.0, *, cost: float = 1.0, full: float = 0.0
+    at: float, remaining: float, own: float = 0.0, *, cost: float = 1.25, full: float = 0.0
 ) -> QuotaSample:
     return QuotaSample(sent_at=at, remaining=remaining, spent=own, cost=cost, full=full)
 
@@ -45,6 +45,22 @@ def test_a_client_starts_uncontended_with_the_whole_limit() -> None:
     """Until the first response."""
     share = FairShare()
     assert (share.factor, share.uncontended, share.starting, share.deep) == (1.0, True, False, False)
+
+
+@pytest.mark.parametrize(
+    ("cost", "reserve"),
+    [(4.0, 30.0), (1.0, 24.0), (0.8, 20.0), (0.1, 20.0)],
+    ids=("zone", "requests", "s", "least"),
+)
+def test_twenty_four_requests_are_held_in_reserve_at_least_two_seconds_and_at_most_the_zone(
+    cost: float, reserve: float
+) -> None:
+    """Half of the reserve remains, whose price is 1.5."""
+    share = contended()
+    share.cost = cost
+    observe(share, sample(1.0, reserve / 2, cost=cost))
+    unit = max(1.0, 4 * cost / RATE)
+    assert share._slow == pytest.approx(share_after(math.log(0.5), -1.5, 1.0 / unit)[0])
 
 
 # The first second
@@ -279,7 +295,7 @@ def test_the_share_measured_while_a_bank_is_spent_is_that_of_what_was_sent() -> 
         share._own, share._others, share._inflow = own, others, 1e9
         share._last = sample(0.0, 500.0)
         share.uncontended = False
-        share._factor(50.0, 3.0, 0.0)
+        share._factor(50.0, 3.0, 3.0, 0.0)
         assert share._slow == pytest.approx(math.log(part))
 
 
@@ -333,7 +349,7 @@ def test_what_remains_of_few_requests_says_nothing() -> None:
 
 
 def test_six_requests_are_enough() -> None:
-    share = observe(FairShare(), sample(0.0, 6.0))
+    share = observe(FairShare(), sample(0.0, 6.0, cost=1.0))
     assert share.deep
     assert not share.uncontended
     share = observe(FairShare(), sample(0.0, 300.0, cost=51.0))

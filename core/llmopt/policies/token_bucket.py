@@ -27,10 +27,15 @@ _ZONE_S: Final = 3.0
 """The controller holds what remains between 0 and this many seconds of inflow, or in the whole bucket if that is
 smaller. Four clients of a bucket of a minute had 98.7 % of the possible with 3 s and 98.4 % with 4 s, unrefused; with a
 latency of 2 s instead of 0.4 s, 2 to 4 % of their requests were refused (5 % before)."""
+_HELD_REQUESTS: Final = 24.0
+_MIN_HELD_S: Final = 2.0
+"""What is held in reserve covers the chance in arrivals, which is a number of requests, and the delay of the answers: no
+more than both. The end of a bank is still approached from the whole zone. Four clients of a bucket of 5 s, 12 requests a
+second: 98.2 to 98.5 % of the possible, and 97.7 to 98.1 % when all of the zone was the reserve; 28 requests left 97.8 %."""
 _HIGH: Final = 0.8
-"""The part of the zone that remains when one client may use the whole limit."""
+"""The part of the reserve that remains when one client may use the whole limit."""
 _SLOPE: Final = 5.0
-"""Fall of the logarithm of the share from there to an empty bucket: four clients meet at about half of the zone."""
+"""Fall of the logarithm of the share from there to an empty bucket: four clients meet at about half of the reserve."""
 _FAST_PART: Final = 0.25
 _SETTLE_S: Final = 6.0
 """A quarter of a change acts at once, the rest with this time constant. A share that followed at once swung between
@@ -156,7 +161,8 @@ class FairShare:
             self.factor = self._caution
         else:
             self.uncontended = self._inflow >= unit_s * rate and self._others <= _CONTENDED * self._inflow
-            self.factor = self._factor(left, zone, span / unit_s)
+            held_s = max(_MIN_HELD_S, _HELD_REQUESTS * self.cost / rate)
+            self.factor = self._factor(left, zone, min(zone, held_s), span / unit_s)
 
     def refused(self) -> None:
         """A 429 although this client's copy had capacity: others were faster, or an estimate was too low."""
@@ -184,7 +190,7 @@ class FairShare:
         self._own = self._own * keep + own
         self._inflow = self._inflow * keep + inflow
 
-    def _factor(self, left: float, zone: float, elapsed: float) -> float:
+    def _factor(self, left: float, zone: float, held: float, elapsed: float) -> float:
         if self.uncontended:
             self._slow = 0.0
             return 1.0
@@ -192,7 +198,7 @@ class FairShare:
             used = max(self._own, 1e-9)
             self._slow = math.log(max(_MIN_SHARE / 2, used / (used + max(0.0, self._others))))
             return 1 + (left - zone) / _SPEND_S
-        aim = min(_MAX_AIM, _SLOPE * (left / zone - _HIGH))
+        aim = min(_MAX_AIM, _SLOPE * (left / held - _HIGH))
         lag = _SETTLE_S if aim < 0 else _GROW_S
         self._slow += (aim - self._slow) * (1 - math.exp(-min(elapsed, _ZONE_S) / lag))
         share = math.exp(_FAST_PART * aim + (1 - _FAST_PART) * self._slow)
