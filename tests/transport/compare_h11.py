@@ -355,7 +355,7 @@ DIFFERENCES: Final = (
     Difference(
         "stricter: a line of blanks in a head",
         "llhttp takes it for the end of the head, RFC 9112, 5.2 for a value that goes on: nobody knows",
-        lambda each: each.stricter and _has(rb"\n[ \t]+\r?\n", each.interim + each.head),
+        lambda each: each.stricter and _has(rb"\n[ \t]+\r?\n|\r\r", each.interim + each.head),
     ),
     Difference(
         "stricter: extensions of chunks",

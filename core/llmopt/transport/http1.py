@@ -389,8 +389,8 @@ class ResponseParser:
 
     def _begin_body(self, status: int, head: bytes, rest: memoryview) -> None:
         """Decide, at the end of the head, how the body is read."""
-        # llhttp accepts a few other protocols and versions, and zero bytes.
-        if not head.lstrip(b"\r\n").startswith(b"HTTP/1.") or b"\0" in head:
+        # llhttp accepts a few other protocols and versions, zero bytes, and two carriage returns for the end of the head.
+        if not head.lstrip(b"\r\n").startswith(b"HTTP/1.") or b"\0" in head or b"\r\r" in head:
             raise MalformedResponse
         self.status, self.head, self.headers = status, head, LazyHeaders(head)
         if self._method == "HEAD" or (self._method == "CONNECT" and status in _SUCCESS):
