@@ -359,13 +359,7 @@ class ModelLists:
 
 
 def _with_age(catalog: Catalog, decision: Decision) -> Catalog:
-    return Catalog(
-        provider=catalog.provider,
-        models=catalog.models,
-        age=decision.age,
-        stale=decision.stale,
-        dropped=catalog.dropped,
-    )
+    return evolve(catalog, age=decision.age, stale=decision.stale)
 
 
 def _not_cached(provider: Provider) -> NotCached:

@@ -11,6 +11,7 @@ hook `build_request`, and a long list from a store is read in a worker thread.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
@@ -35,11 +36,12 @@ from llmopt.providers.registry import Provider
 from llmopt.values.calls import CatalogCall, Settings
 from llmopt.values.catalog import Catalog, CatalogPage, Model, Prices
 from llmopt.values.http import Failure, HttpResponse
+from llmopt.values.redaction import is_plain, redact, secrets_of
 
 _MAX_BYTES: Final = 64 << 20
 """Of all lists in memory together, and of one page."""
 _MAX_PAGES: Final = 1_000
-_MAX_ETAG_LENGTH: Final = 256
+_ETAG: Final = re.compile(r'[\x20-\x7e]{0,255}"')
 _RECORD_KIND: Final = b"LOM2"
 """The second format of a stored list. One in the first format, which held encoded models, is fetched anew."""
 _GROUP_PREFIX: Final = "catalog/"
@@ -76,7 +78,7 @@ class CachedList:
 class _StoredHead(msgspec.Struct):
     """What is stored of a list apart from the bodies of its pages: for each its headers and its size."""
 
-    pages: list[tuple[dict[str, str], int]]
+    pages: list[tuple[Mapping[str, str], int]]
     etag: str | None = None
 
 
@@ -180,10 +182,8 @@ class ModelListCache:
         if store is None or entry.key is None:
             return
         created = self._clock.wall()
-        # Without cookies: one may be a session of the user's.
-        headers = ({k: v for k, v in page.headers.items() if k != "set-cookie"} for page in entry.pages)
-        sizes = (len(page.body) for page in entry.pages)
-        head = msgspec.json.encode(_StoredHead([*zip(headers, sizes, strict=True)], entry.etag))
+        pages = [(page.headers, len(page.body)) for page in entry.pages]
+        head = msgspec.json.encode(_StoredHead(pages, entry.etag))
         body = b"".join([page.body for page in entry.pages])
         value = write_record(_RECORD_KIND, entry.key, created, head, body)
         expires_at = created + entry.rules.max_age_s
@@ -381,7 +381,15 @@ async def _fetch_page(
         if response.status == 304:
             return None, response
         page = provider.hooks.parse_catalog(response, settings)
-        return page if isinstance(page, Failure) else (page, response)
+        if isinstance(page, Failure):
+            return page
+        # What is stored has no key that the server repeats, and no cookie, which may be a session of the user's.
+        secrets, body = secrets_of(settings), response.body
+        told = ((name, value) for name, value in response.headers.items() if name != "set-cookie")
+        headers = {name: redact(value, secrets=secrets) for name, value in told}
+        for secret in (each.rpartition(" ")[2] for each in secrets):
+            body = body if is_plain(secret) else body.replace(secret.encode(), b"***")
+        return page, evolve(response, headers=headers, body=body)
 
     scope = ListScope(engine, provider)
     request = Request(call=call, parse=parse, deadline=deadline, max_body=_MAX_BYTES, scope=scope)
@@ -392,5 +400,4 @@ def _usable_etag(response: HttpResponse) -> str | None:
     """The response's entity tag, if it can be sent back unchanged (RFC 9110, section 8.8.3)."""
     etag = response.headers.get("etag", "").strip()
     # The tag goes into a request header: other characters would be refused there, or split the header.
-    usable = etag.isascii() and etag.isprintable() and etag.endswith('"') and len(etag) <= _MAX_ETAG_LENGTH
-    return etag if usable else None
+    return etag if _ETAG.fullmatch(etag) else None

@@ -116,7 +116,7 @@ def redact(message: str, *, secrets: Iterable[str] = (), texts: Iterable[str] = 
     values = dict.fromkeys(
         part for secret in secrets for part in map(HiddenStr, _SEPARATOR.split(secret)) if part
     )
-    keys = [value for value in values if not _is_plain(value)]
+    keys = [value for value in values if not is_plain(value)]
     if keys:
         message = _without_keys(message, keys)
     for value in set(values).difference(keys):
@@ -157,11 +157,12 @@ def repeats_key(text: str, secrets: Iterable[str]) -> bool:
     return any(
         value in text or b64encode(value.encode()).decode().rstrip("=")[:-1] in text
         for secret in secrets
-        if not _is_plain(value := secret.rpartition(" ")[2])
+        if not is_plain(value := secret.rpartition(" ")[2])
     )
 
 
-def _is_plain(value: str) -> bool:
+def is_plain(value: str) -> bool:
+    """Whether a key is too short, or too much of a plain word, to be removed wherever it occurs."""
     return len(value) < _MIN_KEY or _PLACEHOLDER.fullmatch(value) is not None
 
 
