@@ -408,3 +408,20 @@ class TestTls:
             for _ in range(2):
                 await expect_error(pool, embed_request(server), ConnectionLost)
             assert count_vectors(await pool.send(embed_request(server))) == 1
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_closing_waits_for_the_sockets_of_connections_that_are_being_opened(scheme: str) -> None:
+    """The loop may close right after: at every turn of it nothing is left open."""
+    certificate = good_certificate() if scheme == "https" else None
+    async with FaultServer(tls=None if certificate is None else certificate.server()) as server:
+        server.default(answer_openai)
+        for turns in range(0, 24, 2):
+            pool = ConnectionPool(tls=None if certificate is None else certificate.client())
+            sending = asyncio.create_task(pool.send(embed_request(server)))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            sockets = [each._sockets._sockets for each in pool._connectors.values()]
+            await pool.aclose()
+            assert not [each for kept in sockets for each in kept if each.fileno() >= 0], turns
+            await asyncio.gather(sending, return_exceptions=True)

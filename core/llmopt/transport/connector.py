@@ -33,6 +33,7 @@ from llmopt.transport.tls import default_context
 from llmopt.transport.urls import Route, Target
 
 # RFC 8305, 5 and 8: 250 ms between two attempts to connect.
+_MAX_TURNS: Final = 50
 _HAPPY_EYEBALLS_DELAY: Final = 0.25
 _ADDRESSES_KEPT_S: Final = 10.0
 
@@ -357,6 +358,11 @@ class Connector:
         if self._connections:
             self._all_lost = self._all_lost or self.loop.create_future()
             await asyncio.shield(self._all_lost)
+        # A connection that was being opened is closed some turns after its opening was cancelled; the loop may close next.
+        for _ in range(_MAX_TURNS):
+            if not self._sockets.any_open:
+                break
+            await asyncio.sleep(0)
 
     def close_soon(self) -> None:
         """Like `close` without waiting; called by the connector's own loop."""

@@ -44,6 +44,11 @@ class SocketRegistry:
         self._sockets.add(opened)
         return opened
 
+    @property
+    def any_open(self) -> bool:
+        """Whether a socket is not closed yet."""
+        return any(each.fileno() >= 0 for each in self._sockets)
+
     def shutdown_all(self) -> None:
         """Shut down all connections, from any thread: their loop sees the end of each and cleans up."""
         for opened in list(self._sockets):
