@@ -425,3 +425,27 @@ async def test_closing_waits_for_the_sockets_of_connections_that_are_being_opene
             await pool.aclose()
             assert not [each for kept in sockets for each in kept if each.fileno() >= 0], turns
             await asyncio.gather(sending, return_exceptions=True)
+
+
+async def test_a_connection_that_is_lost_as_soon_as_it_is_made_is_a_failure_to_connect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody waits for its answer, and closing the pool does not wait for it."""
+    loop = asyncio.get_running_loop()
+    create = loop.create_connection
+
+    async def create_and_lose(*args: Any, **options: Any) -> Any:
+        transport, protocol = await create(*args, **options)
+        transport.abort()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return transport, protocol
+
+    async with FaultServer() as server:
+        server.default(answer_openai)
+        async with open_pool() as pool:
+            with monkeypatch.context() as patched:
+                patched.setattr(loop, "create_connection", create_and_lose)
+                error = await expect_error(pool, embed_request(server), ConnectFailed)
+            assert error.sent == "no"
+            assert (await pool.send(embed_request(server))).status == 200

@@ -294,8 +294,11 @@ class Connector:
             ssl=tls,
             server_hostname=None if tls is None else first.host,
         )
-        self._connections.add(connection)
         try:
+            # It may have been lost before this task ran again, and would never be forgotten.
+            if connection.transport.is_closing():
+                raise ConnectionResetError("the connection was closed at once")
+            self._connections.add(connection)
             if route.tunnelled:
                 await self._open_tunnel(connection, route, state)
         except BaseException:

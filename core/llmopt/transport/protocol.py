@@ -235,7 +235,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             # A failed read leaves a traceback whose frame holds the view that it read into, and with it the body.
             exc.__traceback__ = None
-            self._read_rest()
+            # Not after a lack of memory, which reading on would meet again.
+            if isinstance(exc, OSError):
+                self._read_rest()
             self._end(exc)
         self._on_lost(self)
 
@@ -245,7 +247,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         asyncio gives a connection up when a write fails, whatever is still to be read. Under TLS it is too late here.
         """
         if self.transport.get_extra_info("sslcontext") is None:
-            with suppress(OSError), self.transport.get_extra_info("socket").dup() as again:
+            with suppress(OSError, MemoryError), self.transport.get_extra_info("socket").dup() as again:
                 while self.receiver is not None and (count := again.recv_into(self.get_buffer(-1))):
                     self.buffer_updated(count)
 
