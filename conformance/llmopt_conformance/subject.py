@@ -421,7 +421,9 @@ _known: dict[type, dict[str, Any]] = {}
 
 
 def _faults(name: str, found: Any, hint: Any) -> Iterator[str]:
-    if isinstance(found, tuple) and get_origin(hint) is tuple:
+    kind = get_origin(hint)
+    # Models may be made when they are looked at: then they are a sequence of another type.
+    if kind in (tuple, Sequence) and isinstance(found, kind) and not isinstance(found, str):
         for index, inner in enumerate(found):
             yield from _faults(f"{name}[{index}]", inner, get_args(hint)[0])
     elif not _fits(found, hint):
