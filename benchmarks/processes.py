@@ -191,7 +191,7 @@ class Environments:
         """Return the interpreter of an environment, created if necessary; the current one by default."""
         if name in self._paths:
             return self._paths[name]
-        if name == CHECKOUT or self._folder is None or name in self._failures:
+        if name not in PEERS or self._folder is None or name in self._failures:
             return sys.executable
         home = self._folder / name
         python = home / ("Scripts" if sys.platform == "win32" else "bin") / "python"

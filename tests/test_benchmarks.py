@@ -15,7 +15,7 @@ import pytest
 from benchmarks.__main__ import COMMANDS
 from benchmarks.clients import CONTENDERS, STREAM_CONTENDERS
 from benchmarks.cores import client_and_server_cores
-from benchmarks.processes import CHECKOUT
+from benchmarks.processes import CHECKOUT, Environments
 from benchmarks.servers import Counters, EmbeddingsProtocol
 from benchmarks.speed_cases import CURVES, all_cases, case_named
 from benchmarks.speed_results import Measured, Results, curve_table
@@ -167,6 +167,13 @@ def test_every_peer_is_pinned() -> None:
         lines = (ROOT / "benchmarks" / "peers" / f"{name}.txt").read_text().splitlines()
         assert lines
         assert all(line.count("==") == 1 for line in lines), name
+
+
+def test_only_pinned_environments_are_created(tmp_path: Path) -> None:
+    """This checkout and an earlier version run with the current interpreter unless another one is named."""
+    environments = Environments({"before": "/usr/bin/python-before"}, tmp_path)
+    assert environments.python("before") == "/usr/bin/python-before"
+    assert Environments({}, tmp_path).python("before") == environments.python(CHECKOUT) == sys.executable
 
 
 def test_client_and_server_get_two_cores_or_none() -> None:
