@@ -217,7 +217,7 @@ def _parsing_table(files: list[Path]) -> list[list[str]]:
         tracemalloc.stop()
         times = [
             _best_ms(lambda body=body: _parse(body)),  # type: ignore[misc] # bound in the loop
-            _best_ms(lambda body=body: list(_parse(body))),  # type: ignore[misc]
+            _best_ms(lambda body=body: list(_parse(body))),  # type: ignore[misc] # likewise
         ]
         cells = [f"{each / len(models) * 1000:.2f}" for each in times]
         table.append([path.name, str(len(models)), str(len(body)), *cells, f"{peak:.1f}"])

@@ -155,7 +155,7 @@ class _Codec:
         import simdjson
 
         item = msgspec.defstruct("Item", [("embedding", msgspec.Raw), ("index", int)])
-        response = msgspec.defstruct("Response", [("data", list[item])])  # type: ignore[valid-type]
+        response = msgspec.defstruct("Response", [("data", list[item])])  # type: ignore[valid-type] # made at run time
         self._numpy: Any = importlib.import_module("numpy")
         self._encode = msgspec.json.Encoder().encode
         self._split: Any = msgspec.json.Decoder(response).decode
@@ -227,7 +227,7 @@ class TypedList(Client):
             ],
             gc=False,
         )
-        response = msgspec.defstruct("Response", [("data", list[entry])])  # type: ignore[valid-type]
+        response = msgspec.defstruct("Response", [("data", list[entry])])  # type: ignore[valid-type] # made at run time
         self._decode: Any = msgspec.json.Decoder(response).decode
         request = urllib.request.Request(f"{setting.base_url}/models", headers={"accept-encoding": "gzip"})
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

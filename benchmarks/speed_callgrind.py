@@ -26,7 +26,7 @@ _MIN_REQUESTS: Final = 256
 def count_instructions(case: Case, contender: Contender, environments: Environments) -> int | None:
     """Return the user instructions per request; None if the contender cannot run, with the reason printed."""
     few = case.in_flight
-    # A request with many texts executes so many instructions that fewer requests do.
+    # A request with many texts takes more instructions, so that fewer requests give a steady figure.
     many = few + max(_ROUNDS * case.in_flight, _MIN_REQUESTS) // min(8, case.items)
     folder = tempfile.gettempdir()
     with ServerProcess("embeddings", environments.python("server")) as server:
@@ -47,7 +47,7 @@ def count_instructions(case: Case, contender: Contender, environments: Environme
 def _program(
     case: Case, contender: Contender, environments: Environments, origin: str, requests: int
 ) -> tuple[list[str], dict[str, str]]:
-    """The command of a worker that sends so many requests, and its environment variables."""
+    """The command of a worker that sends ``requests`` requests, and its environment variables."""
     task = {"contender": contender.name, "case": case.name, "origin": origin, "count": requests}
     program = ["-m", "benchmarks.worker", json.dumps(task | {"benchmark": "once"})]
     environment = child_environment(checkout=contender.environment == CHECKOUT)

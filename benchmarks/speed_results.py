@@ -97,7 +97,7 @@ class Results:
     def compared(
         self, case: str, contender: str, other: str, measure: str, compare: Callable[[float, float], float]
     ) -> Measured | None:
-        """Compare two contenders in each round that both took part in; None if there is none."""
+        """Compare two contenders round by round; None if there is no round with both."""
         rows = self.rows(case)
         if contender not in rows or other not in rows:
             return None

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final, Self
 
 from benchmarks.clients import CONTENDERS, STREAM_CONTENDERS, Contender, Setting, contender_named
@@ -143,8 +144,8 @@ async def _prepare(contender: Contender, case: Case, origin: str) -> int:
 def peak_memory() -> int:
     """Return the maximum memory of this process so far, in bytes."""
     try:
-        with open("/proc/self/status") as status:  # noqa: PTH123 # the shortest way
-            line = next(line for line in status if line.startswith("VmHWM"))
+        status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        line = next(line for line in status if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     except (OSError, StopIteration):
         # On systems other than Linux; the value can include the parent process before exec.

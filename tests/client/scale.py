@@ -2,10 +2,10 @@
 
     python -m tests.client.scale [threads | burst | texts] [--texts 1000000] [--calls 20000] [--threads 32]
 
-``threads``: so many threads share one blocking client, and the server never sees more than ``max_concurrency`` requests
-at a time. ``burst``: so many calls at once; those above the bound of waiting calls are refused at once, all others are
-answered. ``texts``: so many through ``embed_iter``. Every vector is compared. The server is another process. The exit
-code is 1 if one of this does not hold.
+``threads``: several threads share one blocking client, and the server never sees more than ``max_concurrency`` requests
+at a time. ``burst``: many calls begin together; those above the bound of waiting calls are refused immediately, and all
+others are answered. ``texts``: many texts pass through ``embed_iter``. Every vector is compared. The server is another
+process. The exit code is 1 if one of these does not hold.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ CALLS: list[Callable[[llmopt.AsyncClient], Awaitable[None]]] = [
 
 
 async def cancelled_after(turns: int, call: Awaitable[None]) -> bool:
-    """Cancel a call after so many turns of the loop; whether it was still running."""
+    """Cancel a call after a number of turns of the loop; whether it was still running."""
     task = asyncio.ensure_future(call)
     for _ in range(turns):
         await asyncio.sleep(0)

@@ -11,11 +11,9 @@ import pytest
 import llmopt
 import llmopt_plugin_anthropic
 from llmopt.testing import installed
+from tests.support.conversation import QUESTION, TOOLS, converse
 from tests.support.emulators import AnthropicEmulator
 
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-QUESTION = {"role": "user", "content": "Where is the key?"}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
 MODEL = "claude/claude-opus-5"
 
 
@@ -59,15 +57,6 @@ SCRIPT = [
 ]
 
 
-async def ask(client: llmopt.AsyncClient, told: list[Any], *, streamed: bool) -> llmopt.ChatReply:
-    if not streamed:
-        return await client.chat(MODEL, told, tools=TOOLS, reasoning_effort="high")
-    async with client.stream(MODEL, told, tools=TOOLS, reasoning_effort="high") as stream:
-        async for _ in stream:
-            pass
-    return stream.reply
-
-
 @pytest.mark.parametrize("stored", [False, True], ids=["", "stored as JSON"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 async def test_signatures_go_back_over_the_turns_of_a_conversation(
@@ -75,26 +64,8 @@ async def test_signatures_go_back_over_the_turns_of_a_conversation(
 ) -> None:
     """Two steps with tools, an answer and another question; the server refuses thinking that was lost or changed."""
     server.script = list(SCRIPT)
-    told: list[Any] = [{"role": "system", "content": "Be brief."}, QUESTION]
-    replies: list[llmopt.ChatReply] = []
     async with client_of(server) as client:
-        for _ in SCRIPT:
-            reply = await ask(client, told, streamed=streamed)
-            replies.append(reply)
-            told.append(reply.message)
-            told += [
-                {
-                    "role": "tool",
-                    "tool_call_id": each.id,
-                    "content": [{"type": "text", "text": "no"}, PICTURE],
-                }
-                for each in reply.tool_calls
-            ]
-            if not reply.tool_calls:
-                told.append({"role": "user", "content": "Thank you."})
-            if stored:
-                told = [each.as_dict() if isinstance(each, llmopt.Message) else each for each in told]
-                told = json.loads(json.dumps(told))
+        replies = await converse(client, MODEL, len(SCRIPT), streamed=streamed, stored=stored)
     assert len(server.requests) == len(SCRIPT), "no request was refused"
     assert [reply.finish_reason for reply in replies] == ["tool_calls", "tool_calls", "stop", "stop"]
     assert [reply.reasoning for reply in replies] == ["Step 1, I think", "", "Step 3, I think", ""]

@@ -12,11 +12,9 @@ import pytest
 import llmopt
 import llmopt_plugin_google
 from llmopt.testing import installed
+from tests.support.conversation import QUESTION, TOOLS, ask, converse
 from tests.support.emulators import GoogleEmulator, vector_for
 
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
-QUESTION = {"role": "user", "content": "Where is the key?"}
-PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
 MODEL = "gemini/gemini-3-pro-preview"
 
 
@@ -55,15 +53,6 @@ SCRIPT = [
 ]
 
 
-async def ask(client: llmopt.AsyncClient, told: list[Any], *, streamed: bool) -> llmopt.ChatReply:
-    if not streamed:
-        return await client.chat(MODEL, told, tools=TOOLS, reasoning_effort="high")
-    async with client.stream(MODEL, told, tools=TOOLS, reasoning_effort="high") as stream:
-        async for _ in stream:
-            pass
-    return stream.reply
-
-
 @pytest.mark.parametrize("stored", [False, True], ids=["", "stored as JSON"])
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
 async def test_signatures_go_back_over_the_turns_of_a_conversation(
@@ -71,27 +60,8 @@ async def test_signatures_go_back_over_the_turns_of_a_conversation(
 ) -> None:
     """Two steps with calls, an answer and another question; the server refuses a signature that was lost or moved."""
     server.script = list(SCRIPT)
-    told: list[Any] = [{"role": "system", "content": "Be brief."}, QUESTION]
-    replies: list[llmopt.ChatReply] = []
     async with client_of(server) as client:
-        for _ in SCRIPT:
-            reply = await ask(client, told, streamed=streamed)
-            replies.append(reply)
-            told.append(reply.message)
-            # The results may come in any order.
-            told += [
-                {
-                    "role": "tool",
-                    "tool_call_id": each.id,
-                    "content": [{"type": "text", "text": "no"}, PICTURE],
-                }
-                for each in reversed(reply.tool_calls)
-            ]
-            if not reply.tool_calls:
-                told.append({"role": "user", "content": "Thank you."})
-            if stored:
-                told = [each.as_dict() if isinstance(each, llmopt.Message) else each for each in told]
-                told = json.loads(json.dumps(told))
+        replies = await converse(client, MODEL, len(SCRIPT), streamed=streamed, stored=stored)
     assert len(server.requests) == len(SCRIPT), "no request was refused"
     assert [reply.finish_reason for reply in replies] == ["tool_calls", "tool_calls", "stop", "stop"]
     assert replies[0].reasoning == "Step 1, I think"
@@ -138,20 +108,20 @@ async def test_a_blocked_prompt_and_a_failed_answer(server: GoogleEmulator) -> N
     server.block = "PROHIBITED_CONTENT"
     async with client_of(server, flags={"retry": False}) as client:
         for streamed in (False, True):
-            reply = await ask(client, [QUESTION], streamed=streamed)
+            reply = await ask(client, MODEL, [QUESTION], streamed=streamed)
             assert (reply.text, reply.finish_reason) == ("", "content_filter")
             assert reply.refusal == "The prompt was blocked."
         server.block, server.finish = None, ("MALFORMED_FUNCTION_CALL", False)
         for streamed in (False, True):
             with pytest.raises(llmopt.ServerError, match="MALFORMED_FUNCTION_CALL"):
-                await ask(client, [QUESTION], streamed=streamed)
+                await ask(client, MODEL, [QUESTION], streamed=streamed)
 
 
 async def test_an_answer_that_breaks_off_has_the_words_before_it(server: GoogleEmulator) -> None:
     server.break_stream_after = 3
     async with client_of(server) as client:
         with pytest.raises(llmopt.StreamInterrupted) as broken:
-            await ask(client, [QUESTION], streamed=True)
+            await ask(client, MODEL, [QUESTION], streamed=True)
     assert broken.value.text == "You said: Where"
 
 

@@ -527,7 +527,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.transport.compare_h11", description=__doc__)
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument(
-        "--every", type=int, default=10, help="each of so many cases is also cut at every byte"
+        "--every", type=int, default=10, help="of this many cases one is also cut at every byte"
     )
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()

@@ -271,7 +271,7 @@ def final(chance: Chance, odd: str | None) -> bytes:
 
 
 def some_headers(chance: Chance, headers: tuple[str, ...], most: int) -> list[str]:
-    """Up to so many of them."""
+    """Up to ``most`` of them."""
     return chance.sample(headers, chance.randrange(most + 1))
 
 

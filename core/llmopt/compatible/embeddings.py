@@ -246,8 +246,8 @@ def _detail(usage: dict[str, Any], name: str, *groups: str) -> int:
 # quotes nor numbers brackets, so a search for those finds the ends; the rest is short.
 
 _LARGE_BODY: Final = 8 << 20
-"""Bytes. Of so many, lists are converted to float32 in blocks of as many: numpy releases the GIL for each conversion, and
-with one for every list, a few microseconds long, other threads failed to get the GIL for up to 70 ms."""
+"""Bytes. In a larger body, lists are converted to float32 in blocks of this size, not one by one: numpy releases the GIL for
+each conversion, and with many short ones other threads failed to get it for up to 70 ms."""
 _GROUP_BYTES: Final = 96 << 10
 _SHORT_LIST: Final = 12 << 10
 """Bytes. Lists shorter than this are parsed in groups: 512 of 8 kB take 7.8 ms instead of 8.4. Groups of 512 kB take as long

@@ -464,7 +464,7 @@ class RequestRecorder(Scope):
                 self.emit(events.LimitLearned, limit=name, value=value, source="headers")
 
     def stream_chunk(self, size: int, completed: int, seconds: float) -> None:
-        """A chunk of a streamed response was received, after the first, which completed so many events."""
+        """A chunk of a streamed response was received, after the first; it completed this number of events."""
         self.emit(events.StreamChunk, size=size, events=completed, seconds=seconds)
 
     def unknown_event(self, kind: str) -> None:

@@ -50,7 +50,7 @@ class PoolTrace(Protocol):
 
 @define(eq=False)
 class _RoutePool:
-    """The connections of one route: those that are idle, the last used at the end, and who waits for one."""
+    """The idle connections of one route, the one used last at the end, and the requests that wait for one."""
 
     idle: list[HttpProtocol] = field(factory=list)
     in_use: int = 0
@@ -121,7 +121,7 @@ class Connector:
     def take(self, route: Route) -> HttpProtocol | None:
         """Return an idle connection that is usable now, None if there is none; the caller releases it."""
         pool = self._routes.get(route)
-        # Who waits is served first.
+        # Requests that wait are served first.
         if pool is None or not pool.idle or pool.waiters or pool.in_use >= self._pool_size:
             return None
         connection = self._pop_usable(pool)

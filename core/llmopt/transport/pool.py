@@ -58,6 +58,7 @@ class PoolStats:
 
 
 Sending = Exchange
+"""A request on its connection, as `ConnectionPool.try_send` returns it; only its ``abort`` is called from outside."""
 
 
 class ConnectionPool:
