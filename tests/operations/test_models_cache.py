@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -737,6 +738,24 @@ def test_the_store_keeps_what_the_server_sent(tmp_path: Path) -> None:
             stored = await client.list_models("s", cached="offline")
         assert tuple(stored) == tuple(fresh)
         assert [each.name for each in stored] == ["2", "2"]
+
+    simulated(tmp_path, main)
+
+
+@pytest.mark.parametrize("key", ["test-key-0123456789", "word"])
+def test_a_stored_list_holds_no_key_that_the_server_repeats(key: str, tmp_path: Path) -> None:
+    """In a header or in the list; a key that is a plain word is no secret, and would damage what is stored."""
+    body = json.dumps({"data": [{"id": "a", "description": f"for {key} alone"}]}).encode()
+
+    async def main(world: World) -> None:
+        world.server.default(Answer(200, body, [("content-type", "application/json"), ("x-served-to", key)]))
+        store = Kept()
+        async with world.client(entry={"api_key": key}, cache=store) as client:
+            await client.list_models("s")
+        assert (key.encode() in store.values[0]) == (key == "word")
+        async with world.client(entry={"api_key": key}, cache=store) as client:
+            assert first(await client.list_models("s", cached="offline")) == "a"
+        assert world.requests == 1
 
     simulated(tmp_path, main)
 
