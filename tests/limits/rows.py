@@ -156,7 +156,7 @@ _ITEMS: Final = Scenario(
     burst=3.0,
     items=True,
     headers="none",
-    hint="text",
+    hint="google",
     configured=1.0,
     joins=0.0,
     latency=Latency(median=0.1),

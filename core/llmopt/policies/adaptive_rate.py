@@ -380,7 +380,7 @@ class CubicRate:
         if self._tolerates(dimension):
             kind.forget(sent)
             return "tolerated"
-        unexplained = self.active and not kind.noise and self._is_unexplained(now)
+        unexplained = self.active and not kind.noise and self._is_unexplained(now, lease)
         if unexplained and kind.become_noise(sent):
             self.lift(0, 1)
             self._cut_at = now
@@ -396,7 +396,7 @@ class CubicRate:
             self.named.restart(sent)
         return "cut" if self._cut(now, sent, self._blamed(dimension)) else "none"
 
-    def _is_unexplained(self, now: float) -> bool:
+    def _is_unexplained(self, now: float, lease: Lease) -> bool:
         """Whether less was sent since the server's bucket was empty than flowed in at the measured rate.
 
         A server that has granted twice as much refuses nothing below either: random refusals would cut the rate until the
@@ -407,6 +407,9 @@ class CubicRate:
         ):
             return True
         (requests, tokens), span = self.samples.since(self._granted), self.samples.span(now)
+        # The bucket of a server that refuses a request may hold nearly its cost. Of a batch whose texts count as requests
+        # each that is a hundred: two refusals among nine batches were taken for random ones, and batches were lost.
+        requests += lease.requests - 1
         few = requests < self.plateau[0] * span and tokens < self.plateau[1] * span
         return self.samples.anchored and few
 

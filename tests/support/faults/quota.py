@@ -12,7 +12,7 @@ from attrs import frozen
 
 from tests.support.faults.openai import answer_openai, error_answer, inputs_of, tokens_of
 from tests.support.faults.request import Request
-from tests.support.faults.response import Answer, Header
+from tests.support.faults.response import Answer, Header, json_answer
 from tests.support.faults.script import Reply, Responder
 
 ROUNDING = 1e-9  # a client that waited exactly the stated time must find enough
@@ -20,8 +20,9 @@ ROUNDING = 1e-9  # a client that waited exactly the stated time must find enough
 
 Headers = Literal["honest", "scaled", "requests", "none"]
 """What responses state: both limits; both, but of requests what would be left of a whole minute; requests alone; nothing."""
-Hint = Literal["headers", "seconds", "text", "none"]
-"""Where a refusal states the wait: ``retry-after-ms`` and ``retry-after``, the latter alone, its message alone, nowhere."""
+Hint = Literal["headers", "seconds", "text", "google", "none"]
+"""Where a refusal states the wait: ``retry-after-ms`` and ``retry-after``, the latter alone, its message alone, the details
+of an error in Google's format, nowhere."""
 
 
 class Bucket:
@@ -197,6 +198,8 @@ class RateLimited:
         if math.isinf(wait):
             text = f"Request too large for model on {name} per min ({short}): Limit {bucket.capacity:.0f}, Requested {cost}."
             return error_answer(429, text, kind=name, code="rate_limit_exceeded")
+        if self._hint == "google":
+            return _google_refusal(name, bucket.per_minute, wait)
         if not self._names_limit:
             return self._refused(None, "Rate limit exceeded.", wait)
         used = bucket.capacity - bucket.level(now)
@@ -231,6 +234,24 @@ class RateLimited:
             )
             headers.append((f"x-ratelimit-reset-{name}", go_duration(bucket.refill(now))))
         return answer.plus(*headers)
+
+
+def _google_refusal(name: str, limit: float, wait: float) -> Answer:
+    """A refusal as Gemini's API writes it."""
+    rpc = "type.googleapis.com/google.rpc."
+    metric = f"generativelanguage.googleapis.com/embed_content_{name}"
+    counted = {"requests": "RequestsPerMinutePerProjectPerModel", "tokens": "InputTokensPerModelPerMinute"}
+    text = (
+        "You exceeded your current quota, please check your plan and billing details.\n"
+        f"* Quota exceeded for metric: {metric}, limit: {limit:.0f}\nPlease retry in {wait:.9f}s."
+    )
+    violation = {"quotaMetric": metric, "quotaId": counted[name], "quotaValue": f"{limit:.0f}"}
+    details = [
+        {"@type": f"{rpc}QuotaFailure", "violations": [violation]},
+        {"@type": f"{rpc}RetryInfo", "retryDelay": f"{math.ceil(wait)}s"},
+    ]
+    error = {"code": 429, "message": text, "status": "RESOURCE_EXHAUSTED", "details": details}
+    return json_answer({"error": error}, status=429)
 
 
 def _hints(hint: Hint, wait: float) -> list[Header]:
